@@ -1,0 +1,1 @@
+"""Warm-started encoder-decoder models in JAX: PyTorch checkpoints in, fine-tuned pairs out."""
