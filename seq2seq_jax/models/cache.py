@@ -1,0 +1,83 @@
+"""The decoding cache: an explicit value that `init_cache` makes, `decode_step` extends and a search reorders."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of what was decoded, and of the source.
+
+    The self-attention arrays are written once and never moved: the beams of a row share one memory, and `ancestry` says
+    which beam slot wrote each position of a hypothesis. Reordering beams moves that small table only.
+
+    Attributes:
+      keys, values: per layer, [batch, heads, length, beams, head_dim].
+      cross: per layer, keys and values of the source, [batch, heads, source, head_dim] each, one copy for all beams;
+        None in a layer without cross-attention.
+      cross_mask: bool [batch, source], where the source has tokens.
+      ancestry: int32 [batch, beams, length], the slot that holds a position of this hypothesis.
+      index: int32 scalar, positions written so far.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    cross: tuple[tuple[jax.Array, jax.Array] | None, ...]
+    cross_mask: jax.Array
+    ancestry: jax.Array
+    index: jax.Array
+
+    @property
+    def num_beams(self) -> int:
+        return self.ancestry.shape[1]
+
+    @property
+    def length(self) -> int:
+        return self.ancestry.shape[2]
+
+    def after_prompt(self) -> Cache:
+        """The cache after a prompt that only slot 0 wrote: every beam descends from it."""
+        written = jnp.arange(self.length) < self.index
+        return self.replace(ancestry=jnp.where(written, 0, self.ancestry))
+
+    def select(self, parents: jax.Array) -> Cache:
+        """The cache in which beam j continues beam parents[batch, j]."""
+        moved = jnp.take_along_axis(self.ancestry, parents[:, :, None], axis=1)
+        written = jnp.arange(self.length) < self.index
+        own = jnp.arange(self.num_beams, dtype=jnp.int32)[None, :, None]
+        return self.replace(ancestry=jnp.where(written, moved, own))
+
+    def visible(self, beams: int, tokens: int) -> jax.Array:
+        """What the next `tokens` positions of the first `beams` beams may attend to.
+
+        Returns:
+          bool [batch, 1, beams * tokens, length * slots], in the order of the flattened cache.
+        """
+        batch, slots, length = self.ancestry.shape
+        position = self.index + jnp.arange(tokens)
+        past = jnp.arange(length)[None, :] <= position[:, None]
+        mine = self.ancestry[:, :beams, :, None] == jnp.arange(slots)
+        mask = mine[:, :, None] & past[None, None, :, :, None]
+        return mask.reshape(batch, 1, beams * tokens, length * slots)
+
+    def write(self, layer: int, k: jax.Array, v: jax.Array, beams: int) -> Cache:
+        """Puts new keys and values [batch, heads, beams * tokens, head_dim] of `layer` at `index`."""
+        batch, heads, rows, dim = k.shape
+
+        def put(store, new):
+            new = jnp.swapaxes(new.reshape(batch, heads, beams, rows // beams, dim), 2, 3)
+            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (0, 0, self.index, 0, 0))
+
+        def replaced(stores, new):
+            return tuple(put(store, new) if i == layer else store for i, store in enumerate(stores))
+
+        return self.replace(keys=replaced(self.keys, k), values=replaced(self.values, v))
+
+    def flat(self, layer: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of `layer` as [batch, heads, length * beams, head_dim]."""
+        k, v = self.keys[layer], self.values[layer]
+        shape = (*k.shape[:2], k.shape[2] * k.shape[3], k.shape[4])
+        return k.reshape(shape), v.reshape(shape)

@@ -1,0 +1,258 @@
+"""The pair: an encoder, a decoder that reads it through cross-attention, and a projection where their widths differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from flax.core import FrozenDict, unfreeze
+
+from seq2seq_jax.config import EncoderDecoderConfig, TransformerConfig
+from seq2seq_jax.losses import IGNORED, cross_entropy
+from seq2seq_jax.models import ties
+from seq2seq_jax.models.cache import Cache
+from seq2seq_jax.models.layers import Dtype, Projection
+from seq2seq_jax.models.stack import LayerOutput, Show, stack_layers, unstack_layers
+from seq2seq_jax.models.transformer import Transformer, join
+
+
+@struct.dataclass
+class EncoderDecoderOutput:
+    """What a forward pass returns (transformers.Seq2SeqLMOutput); fields that were not asked for are None.
+
+    Attributes:
+      logits: float32 [batch, target, vocab_size]. loss: mean over labels that are not -100.
+      encoder_last_hidden_state: [batch, source, encoder hidden].
+      encoder_hidden_states, decoder_hidden_states: num_layers + 1 arrays: each layer's input, then the final states.
+      encoder_attentions, decoder_attentions, cross_attentions: per layer, [batch, heads, queries, keys].
+    """
+
+    logits: jax.Array
+    loss: jax.Array | None = None
+    encoder_last_hidden_state: jax.Array | None = None
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    cross_attentions: tuple[jax.Array, ...] | None = None
+
+
+def shift_tokens_right(labels: jax.Array, pad_token_id: int | None, decoder_start_token_id: int | None) -> jax.Array:
+    """Decoder inputs of `labels` [batch, length]: the start token, then the labels but the last, -100 read as pad.
+
+    Raises:
+      ValueError: if either id is None (transformers.models.encoder_decoder.shift_tokens_right).
+    """
+    for name, value in (("decoder_start_token_id", decoder_start_token_id), ("pad_token_id", pad_token_id)):
+        if value is None:
+            raise ValueError(
+                f"{name} is not known, and labels cannot be shifted without it; give {name}=... where the pair is made"
+            )
+    labels = jnp.asarray(labels)
+    start = jnp.full_like(labels[:, :1], decoder_start_token_id)
+    shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
+    return jnp.where(shifted == IGNORED, pad_token_id, shifted)
+
+
+def check_ids(name: str, ids: Any, vocab_size: int, allowed: tuple[int, ...] = ()) -> None:
+    """An id outside the vocabulary is an error, where `ids` are known (not while tracing)."""
+    if ids is None or isinstance(ids, jax.core.Tracer):
+        return
+    ids = np.asarray(ids)
+    bad = ids[((ids < 0) | (ids >= vocab_size)) & ~np.isin(ids, allowed)]
+    if bad.size:
+        raise ValueError(
+            f"{name} holds the id {bad[0]}, outside the vocabulary of {vocab_size}; use the tokenizer that belongs to"
+            " the checkpoint, or resize_token_embeddings"
+        )
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder-decoder (transformers.EncoderDecoderModel).
+
+    Parameters are stored once: `apply` takes the tree without the tied copies and fills them, so gradients of a tied
+    parameter add up. `init` returns such a tree.
+
+    Attributes:
+      dtype: of the computation. param_dtype: of parameters made by `init`.
+      remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
+      unrolled: decoding form: untied, unstacked parameters; made by `for_decoding`.
+    """
+
+    config: EncoderDecoderConfig
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    remat: str = "none"
+    unrolled: bool = False
+
+    def setup(self):
+        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.encoder = Transformer(c.encoder, unrolled=self.unrolled, remat=self.remat, **kw)
+        self.decoder = Transformer(c.decoder, unrolled=self.unrolled, remat=self.remat, **kw)
+        if c.has_projection:
+            self.enc_to_dec_proj = Projection(
+                c.decoder,
+                inputs=(c.encoder.hidden_size,),
+                outputs=(c.decoder.cross_attention_size,),
+                axes=("embed", "norm"),
+                **kw,
+            )
+
+    @property
+    def aliases(self) -> tuple:
+        return () if self.unrolled else ties.aliases(self.config)
+
+    def apply(self, variables: Mapping[str, Any], *args, **kwargs):
+        """linen's `apply`, after the tied parameters are filled in."""
+        filled = {**variables, "params": ties.fill(variables["params"], self.aliases)}
+        return super().apply(filled, *args, **kwargs)
+
+    def init(self, *args, **kwargs) -> dict[str, Any]:
+        """linen's `init`, without the tied copies."""
+        variables = super().init(*args, **kwargs)
+        variables = unfreeze(variables) if isinstance(variables, FrozenDict) else variables
+        return {**variables, "params": ties.strip(variables["params"], self.aliases)}
+
+    def __call__(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        decoder_position_ids=None,
+        encoder_pack_ids=None,
+        decoder_pack_ids=None,
+        labels=None,
+        train: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> EncoderDecoderOutput:
+        """Logits, and the loss where labels are given.
+
+        Args:
+          input_ids: int [batch, source]. attention_mask: [batch, source], true (1) on tokens; None: all are.
+          token_type_ids, position_ids: [batch, source] for the encoder.
+          decoder_input_ids: int [batch, target]. Without them the labels are shifted right, and pads among the shifted
+            ids are masked unless decoder_attention_mask says otherwise.
+          encoder_pack_ids, decoder_pack_ids: int [batch, length] for several examples in a row: tokens see only tokens
+            of their own pack, on either side, and positions restart with each pack.
+          labels: int [batch, target], -100 where there is nothing to predict.
+          train: dropout acts; needs rngs={"dropout": key}.
+        """
+        c = self.config
+        check_ids("input_ids", input_ids, c.encoder.vocab_size)
+        check_ids("decoder_input_ids", decoder_input_ids, c.decoder.vocab_size)
+        check_ids("labels", labels, c.decoder.vocab_size, allowed=(IGNORED,))
+        if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("there is nothing to decode: give decoder_input_ids, or labels to shift")
+            decoder_input_ids = shift_tokens_right(labels, c.pad_token_id, c.decoder_start_token_id)
+            if decoder_attention_mask is None and decoder_pack_ids is None:
+                decoder_attention_mask = decoder_input_ids != c.pad_token_id
+        if (encoder_pack_ids is None) != (decoder_pack_ids is None):
+            raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
+
+        show = Show(train, output_attentions, output_hidden_states)
+        states, encoder_shown = self.encoder(
+            jnp.asarray(input_ids),
+            attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            pack_ids=encoder_pack_ids,
+            show=show,
+        )
+        cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
+        if encoder_pack_ids is not None:
+            cross_mask = join(cross_mask, (decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :])[:, None])
+        decoded, decoder_shown = self.decoder(
+            jnp.asarray(decoder_input_ids),
+            decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            pack_ids=decoder_pack_ids,
+            encoder_states=self._project(states),
+            cross_mask=cross_mask,
+            show=show,
+        )
+        logits = self.decoder.logits(decoded)
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits, jnp.asarray(labels), vocab_size=c.decoder.vocab_size)
+        return EncoderDecoderOutput(
+            logits=logits[..., : c.decoder.vocab_size],
+            loss=loss,
+            encoder_last_hidden_state=states,
+            encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states else None,
+            decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
+            encoder_attentions=_each(encoder_shown, "attention") if output_attentions else None,
+            decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
+            cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
+        )
+
+    def _project(self, states: jax.Array) -> jax.Array:
+        return self.enc_to_dec_proj(states) if self.config.has_projection else states
+
+    def encode(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None) -> jax.Array:
+        """Encoder states [batch, source, hidden] of ids [batch, source]."""
+        return self.encoder(
+            jnp.asarray(input_ids), attention_mask, position_ids=position_ids, token_type_ids=token_type_ids
+        )[0]
+
+    def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
+        """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""
+        return self.decoder.new_cache(self._project(encoder_states), attention_mask, num_beams, length, self.dtype)
+
+    def decode_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Logits [batch, beams, padded_vocab_size] after `tokens` [batch, beams, count], and the longer cache."""
+        states, cache = self.decoder.decode(tokens, cache)
+        return self.decoder.logits(states[:, :, -1]), cache
+
+    def for_decoding(self) -> EncoderDecoder:
+        """The same model in decoding form; its parameters are `decoding_params(params)`."""
+        return self.clone(unrolled=True)
+
+    def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Untied and unstacked parameters of the once-stored tree `params`; tied arrays are shared, not copied."""
+        full = ties.fill(params, ties.aliases(self.config))
+        return self._convert(full, unstack_layers)
+
+    def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The inverse of `decoding_params`."""
+        return ties.strip(self._convert(params, stack_layers), ties.aliases(self.config))
+
+    def _convert(self, params: Mapping[str, Any], convert) -> dict[str, Any]:
+        def side(name: str, config: TransformerConfig):
+            return {**params[name], "layers": convert(config, params[name]["layers"])}
+
+        return {
+            **params,
+            "encoder": side("encoder", self.config.encoder),
+            "decoder": side("decoder", self.config.decoder),
+        }
+
+    def parameter_shapes(self) -> Any:
+        """The once-stored tree as ShapeDtypeStructs, boxed with their logical axes; nothing is computed."""
+        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        init = lambda a, b: self.init(jax.random.key(0), a, decoder_input_ids=b)["params"]  # noqa: E731
+        return jax.eval_shape(init, ids, ids)
+
+
+def _hidden(shown: list[LayerOutput], last: jax.Array) -> tuple[jax.Array, ...]:
+    return (*(output.hidden for output in shown), last)
+
+
+def _each(shown: list[LayerOutput], name: str) -> tuple[jax.Array, ...]:
+    found = (getattr(output, name) for output in shown)
+    return tuple(weights for weights in found if weights is not None)
+
+
+def with_changes(model: EncoderDecoder, **changes: Any) -> EncoderDecoder:
+    """The model with fields of its pair's config replaced (pad_token_id=..., eos_token_ids=...)."""
+    return model.clone(config=dataclasses.replace(model.config, **changes))

@@ -1,0 +1,79 @@
+"""Ties are data: a tied parameter is stored once, and an alias says where else it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from seq2seq_jax.config import Alias, EncoderDecoderConfig, nearest
+from seq2seq_jax.models.stack import scan_plan
+
+EMBEDDING = "embeddings/token/embedding"
+SHARED_SUBTREES = ("embeddings", "layers", "final_norm")
+
+
+def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
+    """All ties of a pair, sources before what follows from them."""
+    tie, out = config.tie_encoder_decoder, []
+    if isinstance(tie, tuple):
+        out.extend(tie)
+    elif tie == "embeddings":
+        out.append(Alias(f"encoder/{EMBEDDING}", f"decoder/{EMBEDDING}"))
+    elif tie is True:
+        _check_alike(config)
+        out.extend(Alias(f"encoder/{name}", f"decoder/{name}") for name in SHARED_SUBTREES)
+    if config.decoder.tie_head:
+        out.append(Alias(f"decoder/{EMBEDDING}", "decoder/head/kernel"))
+    return tuple(out)
+
+
+def _check_alike(config: EncoderDecoderConfig) -> None:
+    """tie_encoder_decoder=True needs two transformers of one shape."""
+    sizes = ("family", "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+    for name in sizes:
+        a, b = getattr(config.encoder, name), getattr(config.decoder, name)
+        if a != b:
+            raise ValueError(
+                f"tie_encoder_decoder=True needs equal sides, and {name} is {a!r} in the encoder and {b!r} in the"
+                " decoder; make them equal, or tie only 'embeddings'"
+            )
+    if scan_plan(config.encoder) != scan_plan(config.decoder):
+        raise ValueError(
+            "tie_encoder_decoder=True needs layers that repeat alike on both sides; give a list of aliases instead"
+        )
+
+
+def _under(flat: Mapping[tuple, Any], prefix: tuple[str, ...]) -> dict[tuple, Any]:
+    return {path[len(prefix) :]: value for path, value in flat.items() if path[: len(prefix)] == prefix}
+
+
+def fill(params: Mapping[str, Any], ties: tuple[Alias, ...]) -> dict[str, Any]:
+    """The full parameter tree of a once-stored one.
+
+    Raises:
+      ValueError: for an alias whose source is not in the tree.
+    """
+    flat = flatten_dict(params)
+    for alias in ties:
+        source, target = tuple(alias.source.split("/")), tuple(alias.target.split("/"))
+        found = _under(flat, source)
+        if not found:
+            raise ValueError(
+                f"a tie reads {alias.source!r}, which is not among the parameters:"
+                f" {nearest(alias.source, {'/'.join(path) for path in flat})}"
+            )
+        for rest, value in found.items():
+            flat.setdefault(target + rest, value if alias.layers is None else value[slice(*alias.layers)])
+    return unflatten_dict(flat)
+
+
+def strip(params: Mapping[str, Any], ties: tuple[Alias, ...]) -> dict[str, Any]:
+    """The once-stored tree of a full one: what `fill` would put back is left out."""
+    flat = flatten_dict(params)
+    drop: set[tuple] = set()
+    for alias in ties:
+        source, target = tuple(alias.source.split("/")), tuple(alias.target.split("/"))
+        drop |= {target + rest for rest in _under(flat, source)}
+    return unflatten_dict({path: value for path, value in flat.items() if path not in drop})

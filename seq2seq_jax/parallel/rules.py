@@ -1,0 +1,62 @@
+"""The table that says where a named axis lives on a mesh: one place for parameters and activations alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+MESH_AXES = ("replica", "data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes it is split over. Axes that a mesh lacks drop out.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("replica", "data", "fsdp"),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "embed": ("fsdp",),
+    # A kernel's other width, the norms, and what is small stay whole.
+    "layers": (),
+    "head_dim": (),
+    "position": (),
+    "length": (),
+    "norm": (),
+}
+
+
+def partition_spec(axes: Sequence[str | None], mesh) -> PartitionSpec:
+    """`axes` (one logical name, or None, per dimension) as a PartitionSpec for `mesh`.
+
+    Raises:
+      ValueError: for a name that the table lacks.
+    """
+    entries = []
+    for axis in axes:
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"logical axis {axis!r} is not in the table of parallel/rules.py; add a row for it")
+        names = tuple(name for name in RULES.get(axis, ()) if mesh.shape.get(name, 1) > 1)
+        entries.append(names if len(names) > 1 else (names[0] if names else None))
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Asks the compiler to keep `x` split by the table, under `jax.set_mesh`; elsewhere returns `x`.
+
+    A dimension that its mesh axes do not divide (a last small batch) stays whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or all(t == jax.sharding.AxisType.Manual for t in mesh.axis_types):
+        return x
+    spec = partition_spec(axes, mesh)
+    kept = [entry if x.shape[i] % shards(entry, mesh) == 0 else None for i, entry in enumerate(spec)]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*kept)))
+
+
+def shards(entry, mesh) -> int:
+    """Into how many parts one entry of a PartitionSpec splits its dimension."""
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    count = 1
+    for name in names:
+        count *= mesh.shape[name]
+    return count
