@@ -1,1 +1,1 @@
-"""Warm-started encoder-decoder models in JAX: PyTorch checkpoints in, fine-tuned pairs out."""
+"""Warm-started encoder-decoder models in JAX."""

@@ -1,0 +1,199 @@
+"""Checkpoint directories: finding them, reading tensors one at a time, writing shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "merges.txt")
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def local_directory(path_or_id: str | os.PathLike, patterns: tuple[str, ...] = HUB_PATTERNS) -> Path:
+    """A directory on disk: `path_or_id` itself, or the hub repository of that name, downloaded or cached.
+
+    Raises:
+      FileNotFoundError: if it is neither.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is a file; give the directory that holds it and its config.json")
+    name = str(path_or_id)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise FileNotFoundError(
+            f"there is no directory {name!r}; give an existing one, or a hub id such as 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(name, allow_patterns=list(patterns)))
+        # Only checkpoints without safetensors need their .bin files.
+        if "*.safetensors" in patterns and not any((found / file).exists() for file in SAFETENSORS):
+            found = Path(snapshot_download(name, allow_patterns=[*patterns, "*.bin"]))
+        return found
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{name!r} is no directory here, and the hub did not give it ({reason}); check the name, or download it and"
+            " give its directory"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; errors name the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; a checkpoint directory needs it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is no valid JSON (line {error.lineno}: {error.msg}); fetch or write it again"
+        ) from None
+
+
+def modern_name(name: str) -> str:
+    """Old checkpoints say gamma and beta where new ones say weight and bias."""
+    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+
+
+class Checkpoint:
+    """The tensors of a directory, by their modern names, read one at a time.
+
+    Reads safetensors (one file, or shards with an index), else `.bin` files through torch (weights_only).
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._where: dict[str, tuple[Path, str]] = {}
+        self._open: dict[Path, Any] = {}
+        for file in self._files():
+            for name in self._names(file):
+                self._where[modern_name(name)] = (file, name)
+
+    def _files(self) -> list[Path]:
+        for single, index in (SAFETENSORS, TORCH):
+            if (self.directory / single).exists():
+                return [self.directory / single]
+            if (self.directory / index).exists():
+                names = sorted(set(read_json(self.directory / index)["weight_map"].values()))
+                missing = [name for name in names if not (self.directory / name).exists()]
+                if missing:
+                    raise FileNotFoundError(
+                        f"{self.directory / index} names {missing[0]!r}, which is missing ({len(missing)} of"
+                        f" {len(names)} shards are); fetch it again"
+                    )
+                return [self.directory / name for name in names]
+        raise FileNotFoundError(f"{self.directory} holds no weights; looked for {', '.join((*SAFETENSORS, *TORCH))}")
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._open:
+            if file.suffix == ".safetensors":
+                try:
+                    self._open[file] = safe_open(file, framework="np")
+                except SafetensorError as error:
+                    raise ValueError(f"{file} is damaged or cut short ({error}); fetch it again") from None
+            else:
+                self._open[file] = _torch_load(file)
+        return self._open[file]
+
+    def _names(self, file: Path) -> list[str]:
+        return list(self._handle(file).keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in the dtype of the file."""
+        file, stored = self._where[name]
+        handle = self._handle(file)
+        return handle.get_tensor(stored) if file.suffix == ".safetensors" else _to_numpy(handle[stored])
+
+    def file_of(self, name: str) -> Path:
+        return self._where[name][0]
+
+
+def _torch_load(file: Path) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"reading {file} needs torch (pip install torch), or save the checkpoint as safetensors first"
+        ) from None
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{file} cannot be read as tensors only ({reason}); fetch it again, or save safetensors"
+        ) from None
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of "5GB", "200MB" or a number."""
+    if isinstance(size, int) and size > 0:
+        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", str(size).upper())
+    if not match:
+        raise ValueError(f"max_shard_size is {size!r}; give a number of bytes, or a text such as '5GB' or '200MB'")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def write_safetensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], max_shard_size: int | str) -> None:
+    """Writes model.safetensors, or shards of at most `max_shard_size` with an index; holds one shard in memory.
+
+    What the directory held before is replaced only when all is written.
+    """
+    limit, held, size, total = parse_size(max_shard_size), {}, 0, 0
+    written: list[list[str]] = []
+
+    def flush() -> None:
+        save_file(held, directory / f"shard-{len(written)}.tmp", metadata={"format": "pt"})
+        written.append(list(held))
+        held.clear()
+
+    for name, array in tensors:
+        if held and size + array.nbytes > limit:
+            flush()
+            size = 0
+        # save_file writes the buffer as it lies in memory, so a transposed view would be stored wrongly.
+        held[name] = np.ascontiguousarray(array)
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    for stale in (*directory.glob("model*.safetensors"), directory / SAFETENSORS[1]):
+        stale.unlink(missing_ok=True)
+    weight_map = {}
+    for i, names in enumerate(written):
+        file = SAFETENSORS[0] if len(written) == 1 else f"model-{i + 1:05d}-of-{len(written):05d}.safetensors"
+        (directory / f"shard-{i}.tmp").rename(directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    if len(written) > 1:
+        write_json(directory / SAFETENSORS[1], {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

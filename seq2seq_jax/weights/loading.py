@@ -1,0 +1,347 @@
+"""Files to parameters: which tensor fills which parameter, read one by one, onto the mesh; and the way back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+
+from seq2seq_jax.config import EncoderDecoderConfig, TransformerConfig
+from seq2seq_jax.families import FAMILIES
+from seq2seq_jax.families.rules import TRANSPOSE, Rule, linear_rules
+from seq2seq_jax.models import ties
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.stack import layer_slot
+from seq2seq_jax.parallel.rules import partition_spec, shards
+from seq2seq_jax.weights.files import Checkpoint
+from seq2seq_jax.weights.report import Report
+
+
+class Piece(NamedTuple):
+    """Where one array of the model lies in torch's world.
+
+    Attributes:
+      names: names that may hold it; export writes the first.
+      rule: its rule; part: which of the rule's arrays it is.
+    """
+
+    names: tuple[str, ...]
+    rule: Rule
+    part: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the pair, and the checkpoint that it is read from.
+
+    Attributes:
+      outer: the prefix of this side in a pair's file ("encoder."), or "" for a checkpoint of its own.
+      keep: the file's layer for each of our layers.
+      cut: whether layers were left out by an explicit option. resize: whether the position table may be resized.
+    """
+
+    role: str
+    config: TransformerConfig
+    checkpoint: Checkpoint | None
+    outer: str
+    keep: tuple[int, ...]
+    cut: bool = False
+    resize: bool = False
+
+    def pieces(self) -> dict[str, Piece]:
+        """Path of each layer's parameter ("encoder/layers/layers_0/...") -> where it lies."""
+        family, out = FAMILIES[self.config.family], {}
+        for rule in family.rules(self.config):
+            for layer, source in enumerate(self.keep) if rule.per_layer else [(0, 0)]:
+                base = rule.torch.format(layer=source)
+                prefixes = ("",) if rule.head else family.prefixes[self.role]
+                names = (*(p + base for p in prefixes), *rule.also)
+                for part, path in enumerate(rule.flax):
+                    path = path.replace("layers/{layer}", f"layers/layers_{layer}")
+                    out[f"{self.role}/{path}"] = Piece(tuple(self.outer + n for n in names), rule, part)
+        return out
+
+    def leftover(self, name: str) -> tuple[str, str] | None:
+        """Status and detail of a tensor that fills no parameter; None if nothing explains it."""
+        family = FAMILIES[self.config.family]
+        name = name.removeprefix(self.outer)
+        base = name
+        for prefix in sorted(family.prefixes[self.role], key=len, reverse=True):
+            if prefix and name.startswith(prefix):
+                base = name.removeprefix(prefix)
+                break
+        if any(re.fullmatch(p, base) for p in family.ignored):
+            return "ignored", "by name"
+        if any(re.fullmatch(p, base) for p in family.aside):
+            return "kept aside", base
+        if any(re.fullmatch(p, name) for p in dict(family.other_part).get(self.role, ())):
+            return "other part", ""
+        if self.cut and any(
+            re.fullmatch(re.escape(r.torch).replace(r"\{layer\}", r"\d+"), base)
+            for r in family.rules(self.config)
+            if r.per_layer
+        ):
+            return "cut", f"{self.config.num_layers} layers kept"
+        return None
+
+
+def projection_pieces(config: EncoderDecoderConfig) -> dict[str, Piece]:
+    """enc_to_dec_proj stands beside the two sides."""
+    if not config.has_projection:
+        return {}
+    rules = linear_rules("enc_to_dec_proj", "enc_to_dec_proj", TRANSPOSE)
+    return {rule.flax[0]: Piece((rule.torch,), rule, 0) for rule in rules}
+
+
+class Leaf(NamedTuple):
+    """One stored array: its shape, logical axes, and the path of each row's parameter (one row: not stacked)."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    rows: tuple[str, ...]
+    stacked: bool
+
+
+def leaves(model: EncoderDecoder) -> dict[str, Leaf]:
+    """Stored path -> `Leaf`, for the once-stored tree."""
+    out = {}
+    slots = {}
+    for role, config in (("encoder", model.config.encoder), ("decoder", model.config.decoder)):
+        for i in range(config.num_layers):
+            slot, row = layer_slot(config, i)
+            slots.setdefault(f"{role}/layers/{slot}", []).append((i, row is not None))
+    for path, box in flatten_dict(model.parameter_shapes(), sep="/").items():
+        shape, axes = nn.unbox(box).shape, tuple(box.names)
+        rows, stacked = (path,), False
+        for slot, members in slots.items():
+            if path.startswith(slot + "/"):
+                side, rest = slot.split("/")[0], path.removeprefix(slot)
+                rows = tuple(f"{side}/layers/layers_{i}{rest}" for i, _ in members)
+                stacked = members[0][1]
+        out[path] = Leaf(shape, axes, rows, stacked)
+    return out
+
+
+def tied_rows(model: EncoderDecoder, stored: Mapping[str, Leaf]) -> dict[str, str]:
+    """Path of a tied parameter -> path of the parameter that is stored for it, layer by layer."""
+    full = leaves(model.clone(config=_untied(model.config)))
+    sources = unflatten_dict({k: np.array(leaf.rows, dtype=object) for k, leaf in stored.items()}, sep="/")
+    filled = flatten_dict(ties.fill(sources, model.aliases), sep="/")
+    out = {}
+    for path, rows in filled.items():
+        if path not in stored:
+            targets = full[path].rows
+            if len(targets) != len(rows):
+                raise ValueError(f"a tie gives {len(rows)} layers to {path!r}, which has {len(targets)}; give layers=")
+            out.update(zip(targets, rows))
+    return out
+
+
+def _untied(config: EncoderDecoderConfig) -> EncoderDecoderConfig:
+    return replace(config, tie_encoder_decoder=False, decoder=replace(config.decoder, tie_head=False))
+
+
+class Loader:
+    """Fills the parameter tree of a model from the files of its sides, and says what became of every tensor."""
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        sides: Mapping[str, Side],
+        report: Report,
+        new_value: Callable[..., tuple[np.ndarray, str] | None],
+        compare_ties: bool,
+    ):
+        """new_value(path, shape, read) gives a parameter that no file holds and how, or None if it must not be new."""
+        self.model, self.sides, self.report, self.new_value = model, sides, report, new_value
+        self.pieces = {**projection_pieces(model.config)}
+        for side in sides.values():
+            self.pieces.update(side.pieces())
+        self.stored = leaves(model)
+        self.exported = {path: piece.names[0] for path, piece in export_pieces(model.config).items()}
+        self.aliases: dict[str, list[str]] = {}
+        for target, source in tied_rows(model, self.stored).items():
+            self.aliases.setdefault(source, []).append(target)
+        self.compare_ties = compare_ties
+        self.dtypes: dict[str, str] = {}
+        self.aside: dict[str, np.ndarray] = {}
+        self._used: set[tuple[str, str]] = set()
+
+    def _side(self, path: str) -> Side:
+        return self.sides.get(path.split("/")[0]) or self.sides["decoder"]
+
+    def _found(self, path: str) -> tuple[Side, Piece, list[str]]:
+        side, piece = self._side(path), self.pieces.get(path)
+        names = [n for n in piece.names if side.checkpoint is not None and n in side.checkpoint] if piece else []
+        return side, piece, names
+
+    def _read(self, path: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The parameter at `path` in the true vocabulary, from its own tensor or one it is tied with; else None."""
+        value, found = None, []
+        for candidate in (path, *self.aliases.get(path, ())):
+            side, piece, names = self._found(candidate)
+            for name in names:
+                first = value is None
+                if first:
+                    tensor = side.checkpoint.read(name)
+                    value = self._convert(side, piece, name, tensor, shape)
+                    self.dtypes[self.exported[candidate]] = str(tensor.dtype)
+                elif candidate == path or self.compare_ties:
+                    self._compare(found[0], side, name)
+                found.append((side, name))
+                if (side.role, name) not in self._used:
+                    self.report.add(
+                        side.role, name, "copied" if first else "tied", "" if first else f"to {found[0][1]}"
+                    )
+                    self._used.add((side.role, name))
+        return value
+
+    def _compare(self, first: tuple[Side, str], side: Side, name: str) -> None:
+        a, b = first[0].checkpoint.read(first[1]), side.checkpoint.read(name)
+        if a.shape != b.shape or not np.array_equal(a, b):
+            self.report.note(f"{first[1]} and {name} are tied but differ in the file; the first is used")
+
+    def _convert(self, side: Side, piece: Piece, name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        try:
+            value = piece.rule.op.forward(tensor)[piece.part]
+        except ValueError:
+            value = np.empty(0)
+        if value.shape != shape:
+            if side.resize and piece.rule.flax[0] == "embeddings/position/embedding" and value.ndim == 2:
+                value = resized_positions(value, shape[0])
+                self.report.add(side.role, name, "resized", f"positions, {tensor.shape[0]} to {shape[0]}")
+                self._used.add((side.role, name))
+                return value
+            flax = [np.empty(shape, np.int8)] * len(piece.rule.flax)
+            raise ValueError(
+                f"{side.checkpoint.file_of(name)}: {name} has shape {list(tensor.shape)}, and config.json asks for"
+                f" {list(piece.rule.op.inverse(flax).shape)}; the two files do not belong together"
+            )
+        return value
+
+    def _value(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        value = self._read(path, shape)
+        if value is None:
+            made = self.new_value(path, shape, lambda other: self._value(other, shape))
+            if made is None:
+                side, piece, _ = self._found(path)
+                raise ValueError(
+                    f"{side.checkpoint.directory} lacks the tensor {piece.names[0]!r}; it is not a whole {side.role}"
+                    f" ({side.config.family}, {side.config.num_layers} layers)"
+                )
+            value, how = made
+            self.report.add(path.split("/")[0], path, "initialised", how)
+        return value
+
+    def load(self, mesh: Mesh | None, dtype: Any) -> dict[str, Any]:
+        """The once-stored parameter tree, each device holding its shard only."""
+        out = {}
+        for path, leaf in self.stored.items():
+            config = self._side(path).config
+            true = tuple(config.vocab_size if a == "vocab" else n for a, n in zip(leaf.axes, leaf.shape))
+            rows = [self._value(row, true[1:] if leaf.stacked else true) for row in leaf.rows]
+            out[path] = place(rows, leaf, mesh, dtype)
+        for role, side in self.sides.items():
+            self._leftovers(role, side)
+        return unflatten_dict(out, sep="/")
+
+    def _leftovers(self, role: str, side: Side) -> None:
+        for name in side.checkpoint or ():
+            if not name.startswith(side.outer) or (role, name) in self._used:
+                continue
+            status, detail = side.leftover(name) or (None, None)
+            if status is None:
+                raise ValueError(
+                    f"{side.checkpoint.file_of(name)}: nothing is known about the tensor {name!r} in a"
+                    f" {side.config.family} {role} of {side.config.num_layers} layers; to leave layers out, give"
+                    f" {role}_num_hidden_layers or {role}_keep_layers"
+                )
+            if status == "kept aside":
+                base, detail = detail, "written back on export"
+                kept = f"{role}.{FAMILIES[side.config.family].prefixes[role][0]}{base}"
+                self.aside[kept] = np.array(side.checkpoint.read(name))
+            self.report.add(role, name, status, detail)
+
+
+def export_pieces(config: EncoderDecoderConfig) -> dict[str, Piece]:
+    """The pieces of a pair's own file."""
+    pieces = projection_pieces(config)
+    for role in ("encoder", "decoder"):
+        side = getattr(config, role)
+        pieces.update(Side(role, side, None, f"{role}.", tuple(range(side.num_layers))).pieces())
+    return pieces
+
+
+def place(rows: list[np.ndarray], leaf: Leaf, mesh: Mesh | None, dtype: Any) -> jax.Array:
+    """Rows to one array in `dtype`, the vocabulary padded with zeros, on the default device or split over `mesh`."""
+    whole = np.zeros(leaf.shape, dtype)
+    for i, row in enumerate(rows):
+        target = whole[i] if leaf.stacked else whole
+        target[: row.shape[0]] = row
+    if mesh is None:
+        return jnp.asarray(whole)
+    return jax.make_array_from_callback(leaf.shape, leaf_sharding(leaf, mesh), lambda index: whole[index])
+
+
+def leaf_sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
+    """Where a parameter lives on `mesh`.
+
+    Raises:
+      ValueError: if the mesh does not divide it; names sizes that would.
+    """
+    spec = partition_spec(leaf.axes, mesh)
+    for axis, size, entry in zip(leaf.axes, leaf.shape, spec):
+        count = shards(entry, mesh)
+        if size % count:
+            legal = ", ".join(str(n) for n in range(1, min(size, 64) + 1) if size % n == 0)
+            raise ValueError(
+                f"{leaf.rows[0]}: its {axis!r} axis of {size} cannot be split over {count} devices of the mesh axis"
+                f" {entry!r}; give that mesh axis a size among {legal}"
+            )
+    return NamedSharding(mesh, spec)
+
+
+def resized_positions(table: np.ndarray, rows: int) -> np.ndarray:
+    """A position table cut, or lengthened by copies of its last row (Liu & Lapata 2019, for sources beyond 512)."""
+    extra = max(0, rows - table.shape[0])
+    return np.concatenate([table[:rows], np.repeat(table[-1:], extra, axis=0)])
+
+
+def torch_tensors(model: EncoderDecoder, params: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Names of all tensors of the pair in torch's order of rules, each with a function that makes it."""
+    full = flatten_dict(ties.fill(params, model.aliases), sep="/")
+    locate: dict[str, tuple[str, int | None]] = {}
+    for path, leaf in leaves(model.clone(config=_untied(model.config))).items():
+        for i, row in enumerate(leaf.rows):
+            locate[row] = (path, i if leaf.stacked else None)
+    pieces = export_pieces(model.config)
+    grouped: dict[str, dict[int, str]] = {}
+    for path, piece in pieces.items():
+        grouped.setdefault(piece.names[0], {})[piece.part] = path
+
+    def make(parts: dict[int, str], rule: Rule) -> np.ndarray:
+        arrays = []
+        for part in range(len(rule.flax)):
+            path, row = locate[parts[part]]
+            array = full[path] if row is None else full[path][row]
+            side = parts[part].split("/")[0]
+            array = np.asarray(array)
+            if side in ("encoder", "decoder") and rule.flax[part] in VOCAB_LEAVES:
+                array = array[: getattr(model.config, side).vocab_size]
+            arrays.append(array)
+        return rule.op.inverse(arrays)
+
+    for name, parts in grouped.items():
+        rule = pieces[parts[0]].rule
+        yield name, lambda parts=parts, rule=rule: make(parts, rule)
+
+
+VOCAB_LEAVES = (ties.EMBEDDING, "head/kernel", "head/bias")
