@@ -1,4 +1,4 @@
-"""Device meshes: `replica` and `data` split the batch, `fsdp` the batch and the weights, `tensor` heads and vocabulary."""
+"""Device meshes: `replica` and `data` split the batch, `fsdp` batch and weights, `tensor` heads and vocabulary."""
 
 from __future__ import annotations
 

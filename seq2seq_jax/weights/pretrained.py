@@ -12,17 +12,21 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
 
 from seq2seq_jax import families
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
-from seq2seq_jax.weights import hf_config, initialization
+from seq2seq_jax.weights import hf_config, initialization, native
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json, write_json, write_safetensors
 from seq2seq_jax.weights.loading import Loader, Side, torch_tensors
 from seq2seq_jax.weights.report import Report
+
+EXTRAS, ASIDE = "seq2seq_jax.json", "aside.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def from_pretrained(
     param_dtype: Dtype = jnp.float32,
     mesh: Mesh | None = None,
 ) -> Pretrained:
-    """Loads a pair that torch's EncoderDecoderModel or `save_pretrained` wrote.
+    """Loads a pair that torch's EncoderDecoderModel, `save_pretrained` or `save_orbax` wrote.
 
     Args:
       path_or_id: a directory, or a hub id.
@@ -83,17 +87,25 @@ def from_pretrained(
             f"{directory / 'config.json'} is of model_type {hf.get('model_type')!r}, not an encoder-decoder pair; to"
             " join it with another checkpoint, use from_encoder_decoder_pretrained"
         )
-    report, checkpoint = Report(), Checkpoint(directory)
+    report = Report()
     generation_file = directory / "generation_config.json"
     generation_source = read_json(generation_file) if generation_file.exists() else {}
     generation = hf_config.merged_generation(hf, generation_source)
     config = hf_config.pair_from_hf(hf, mesh)
     config = dataclasses.replace(config, **hf_config.pair_tokens(config, hf, generation, report))
-    sides = {r: Side(r, c, checkpoint, f"{r}.", tuple(range(c.num_layers))) for r, c in hf_config.sides(config)}
+    model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
+    if (directory / native.PARAMS).is_dir():
+        params = native.restore_params(directory, model, mesh=mesh, dtype=param_dtype)
+        extras = read_json(directory / EXTRAS)
+        for path in flatten_dict(params, sep="/"):
+            report.add(path.split("/")[0], path, "copied")
+        aside = load_file(directory / ASIDE) if (directory / ASIDE).exists() else {}
+        return Pretrained(model, params, generation, report, aside, extras["dtypes"], generation_source)
+    checkpoint = Checkpoint(directory)
     stray = [n for n in checkpoint if not n.startswith(("encoder.", "decoder.", "enc_to_dec_proj."))]
     if stray:
         raise ValueError(f"{directory}: nothing is known about the tensor {stray[0]!r} in an encoder-decoder pair")
-    model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
+    sides = {r: Side(r, c, checkpoint, f"{r}.", tuple(range(c.num_layers))) for r, c in hf_config.sides(config)}
     loader = Loader(model, sides, report, lambda path, shape, read: None, compare_ties=True)
     params = loader.load(mesh, param_dtype)
     return Pretrained(model, params, generation, report, loader.aside, loader.dtypes, generation_source)
@@ -232,6 +244,24 @@ def save_pretrained(
             yield name, array if dtype is None else array.astype(jnp.dtype(dtype))
 
     write_safetensors(directory, tensors(), max_shard_size)
+    _write_rest(directory, pretrained, tokenizer, target_tokenizer)
+
+
+def save_orbax(
+    path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
+) -> None:
+    """Writes an Orbax / TensorStore directory that `from_pretrained` loads: sharded in, sharded out, no torch names."""
+    directory = Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    native.save_params(directory, pretrained.config, pretrained.params)
+    write_json(directory / EXTRAS, {"dtypes": dict(pretrained.dtypes)})
+    if pretrained.aside:
+        save_file({name: np.ascontiguousarray(a) for name, a in pretrained.aside.items()}, directory / ASIDE)
+    _write_rest(directory, pretrained, tokenizer, target_tokenizer)
+
+
+def _write_rest(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:
+    """Configs and tokenizers."""
     generation = hf_config.generation_file(
         pretrained.generation_config, pretrained.config, pretrained.generation_source
     )
