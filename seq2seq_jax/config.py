@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -293,3 +294,107 @@ def generation_to_hf(config: GenerationConfig, source: Mapping[str, Any]) -> dic
         if f.name in out or value != f.default:
             out[f.name] = value
     return out
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how long they may be.
+
+    Attributes:
+      train, validation: a .jsonl (.gz, .xz) file, or a shipped set ("debian-synopsis:train").
+      source_field, target_field: the columns.
+      max_source_length, max_target_length: in tokens, special ones included; longer texts are cut.
+      train_limit, validation_limit: at most so many examples; None for all.
+    """
+
+    train: str
+    validation: str
+    source_field: str = "document"
+    target_field: str = "summary"
+    max_source_length: int = 512
+    max_target_length: int = 64
+    train_limit: int | None = None
+    validation_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then linear decay to `final_fraction` of the peak at the last step.
+
+    Attributes:
+      clip_norm: the global gradient norm is cut to this; None for no clipping.
+    """
+
+    learning_rate: float = 5e-5
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 is what is left."""
+
+    replica: int = 1
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One fine-tuning run.
+
+    Attributes:
+      encoder, decoder: checkpoint directories or hub ids; their tokenizers are read beside them.
+      warm_start: arguments of from_encoder_decoder_pretrained.
+      generation: settings for decoding the validation set, kept with the model.
+      random_weights: ignore the checkpoints' weights, for comparison.
+      batch_size: examples in a step, over all devices. num_steps: optimizer steps.
+      log_every: steps between lines of metrics.jsonl. eval_batch_size: rows decoded at once.
+      seed: of new weights, the order of examples and dropout.
+    """
+
+    encoder: str
+    decoder: str
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    warm_start: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    random_weights: bool = False
+    batch_size: int = 32
+    num_steps: int = 1000
+    log_every: int = 10
+    eval_batch_size: int = 16
+    remat: str = "none"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("batch_size", "num_steps", "log_every", "eval_batch_size"):
+            _check(getattr(self, name) > 0, f"{name} is {getattr(self, name)!r}; give a whole number above 0")
+
+
+def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") -> Any:
+    """A dataclass from a mapping (an ml_collections.ConfigDict, say), nested ones too.
+
+    Raises:
+      ValueError: for a key that the dataclass lacks (names the nearest), or one that it needs.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        _check(name in fields, f"{where}.{name} is unknown: {nearest(name, fields)}")
+    for name, f in fields.items():
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        _check(name in values or not needed, f"{where}.{name} is missing; give it a value")
+    out = {}
+    for name, value in values.items():
+        hint = hints[name]
+        nested = dataclasses.is_dataclass(hint) and isinstance(value, Mapping)
+        out[name] = from_mapping(hint, value, f"{where}.{name}") if nested else value
+    return cls(**out)
