@@ -9,6 +9,9 @@ Prints what became of every tensor. DIR may be a hub id where something is read.
 from absl import app, flags
 
 import seq2seq_jax as s2s
+from seq2seq_jax.config import parse_settings
+from seq2seq_jax.data.text import TARGET_FOLDER
+from seq2seq_jax.weights.files import local_directory
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("input", None, "A pair: a directory that torch, save_pretrained or save_orbax wrote, or a hub id.")
@@ -26,20 +29,13 @@ flags.DEFINE_enum("tie_encoder_decoder", "false", ["false", "true", "embeddings"
 flags.DEFINE_multi_string("set", [], "For joining: a field of a side, such as encoder_num_hidden_layers=3.")
 
 
-def overrides(settings: list[str]) -> dict:
-    """name=value settings, the values as JSON where they are such."""
-    import json
-
-    out = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise app.UsageError(f"--set={setting}: write it as name=value")
-        try:
-            out[name] = json.loads(value)
-        except json.JSONDecodeError:
-            out[name] = value
-    return out
+def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
+    """The tokenizer beside the weights, if there is one."""
+    try:
+        return s2s.load_tokenizer(path, side=side)
+    except FileNotFoundError as error:
+        print(f"no {side} tokenizer is written: {error}")
+        return None
 
 
 def main(argv):
@@ -47,6 +43,8 @@ def main(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     if (FLAGS.input is None) == (FLAGS.encoder is None or FLAGS.decoder is None):
         raise app.UsageError("give either --input, or both --encoder and --decoder")
+    if FLAGS.to == "orbax" and FLAGS.dtype is not None:
+        raise app.UsageError("--dtype is for --to=torch; an Orbax directory holds the parameters as they are")
     if FLAGS.input is not None:
         pretrained, source, target = s2s.from_pretrained(FLAGS.input), FLAGS.input, FLAGS.input
     else:
@@ -58,14 +56,11 @@ def main(argv):
             tie_encoder_decoder=tie,
             cross_attention_init=FLAGS.cross_attention_init,
             head_init=FLAGS.head_init,
-            **overrides(FLAGS.set),
+            **parse_settings(FLAGS.set),
         )
-    tokenizers = {}
-    for name, path, side in (("tokenizer", source, "source"), ("target_tokenizer", target, "target")):
-        try:
-            tokenizers[name] = s2s.load_tokenizer(path, side=side)
-        except FileNotFoundError:
-            print(f"no {side} tokenizer beside the weights")
+    tokenizers = {"tokenizer": find_tokenizer(source, "source")}
+    if FLAGS.input is None or (local_directory(FLAGS.input) / TARGET_FOLDER).is_dir():
+        tokenizers["target_tokenizer"] = find_tokenizer(target, "target")
     if FLAGS.to == "torch":
         s2s.save_pretrained(
             FLAGS.output, pretrained, dtype=FLAGS.dtype, max_shard_size=FLAGS.max_shard_size, **tokenizers

@@ -398,3 +398,16 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
         nested = dataclasses.is_dataclass(hint) and isinstance(value, Mapping)
         out[name] = from_mapping(hint, value, f"{where}.{name}") if nested else value
     return cls(**out)
+
+
+def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """name=value texts from a command line; values are read as JSON where they are such (true, 3, [1, 2])."""
+    out = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        _check(bool(name and equals), f"setting {assignment!r} is unreadable; write it as name=value")
+        try:
+            out[name] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name] = value
+    return out

@@ -1,0 +1,38 @@
+"""Many devices equal one; in a process of its own, since the device count is fixed when jax starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKS = (
+    "each device holds its part, the vocabulary padded",
+    "forward and loss",
+    "gradient, sharded as its parameter",
+    "greedy and beam search",
+    "activations are split as asked",
+    "pmap",
+    "training step, the optimizer's state sharded",
+    "Orbax: written on one mesh, read on none and on another, and back to the same safetensors",
+    "a mesh that does not divide is refused",
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    script = Path(__file__).parent / "mesh_checks.py"
+    command = [sys.executable, str(script), str(tmp_path_factory.mktemp("mesh"))]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return run.stdout + run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_eight_devices_equal_one(output, check):
+    assert f"held: {check}" in output, output
