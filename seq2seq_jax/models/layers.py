@@ -57,7 +57,9 @@ class Part(nn.Module):
         def init(key):
             return initial_value(key, "/".join((*self.path, leaf)), shape, self.config).astype(self.param_dtype)
 
-        return jnp.asarray(self.param(leaf, nn.with_logical_partitioning(init, tuple(axes))), self.dtype)
+        value = self.param(leaf, nn.with_logical_partitioning(init, tuple(axes)))
+        # Said at the use, so that the gradient is split as its parameter is.
+        return constrain(value, axes).astype(self.dtype)
 
 
 class Projection(Part):
@@ -104,7 +106,9 @@ class Table(Part):
         self.embedding = self.weight("embedding", (self.rows, self.features), self.axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
+        # The rows are looked up whole; a lookup of split rows would be gathered and split anew.
+        table = constrain(self.embedding, (self.axes[0], None))
+        return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 class Embeddings(Part):

@@ -89,7 +89,8 @@ flat_1, flat_8 = flatten_dict(grads_1, sep="/"), flatten_dict(grads_8, sep="/")
 for path, g in flat_1.items():
     if not path.endswith("key/bias"):
         ours = true_rows(path, flat_8[path], g)
-        assert np.abs(ours - g).max() <= 1e-5 * np.abs(g).max(), path
+        diff = np.abs(ours - g).max() / np.abs(g).max()
+        assert diff <= 5e-5, (path, diff)  # sums in another order
     assert flat_8[path].sharding.is_equivalent_to(flatten_dict(many.params, sep="/")[path].sharding, g.ndim), path
 held("gradient, sharded as its parameter")
 np.testing.assert_array_equal(np.asarray(beams_8.sequences), np.asarray(beams_1.sequences))
@@ -146,9 +147,9 @@ held("Orbax: written on one mesh, read on none and on another, and back to the s
 
 try:
     s2s.from_pretrained(WORK / "pair", mesh=make_mesh(tensor=8))
-    raise AssertionError("4 heads over 8 devices were accepted")
+    raise AssertionError("6 heads over 8 devices were accepted")
 except ValueError as error:
-    assert "heads" in str(error) and "among 1, 2, 4" in str(error), error
+    assert "heads" in str(error) and "among 1, 2, 3, 6" in str(error), error
 try:
     shard_batch({"input_ids": np.zeros((6, 3), np.int32)}, mesh)
     raise AssertionError("a batch of 6 over 4 parts was accepted")
