@@ -1,0 +1,223 @@
+"""Text to ids and back: the tokenizers of pretrained checkpoints, without torch and transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from seq2seq_jax.data import tokenizer_files
+
+# Where the two sides of a pair have different tokenizers, the source's lies at the root and the target's here.
+TARGET_FOLDER = "target_tokenizer"
+
+_SIDES = ("source", "target")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_NO_LIMIT = 10**20  # transformers writes 10**30 as model_max_length where a tokenizer has none
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer and its special ids; gives the ids of torch's `AutoTokenizer` (transformers 5) on the same files.
+
+    Attributes:
+      backend: the `tokenizers.Tokenizer`, with neither truncation nor padding set.
+      pad_token_id ... mask_token_id: the id of each special token; None where the tokenizer has none.
+      max_length: the tokens that the model takes; None where the files name no limit.
+      truncation_side: the side, "left" or "right", that loses tokens.
+      clean_up_spaces: whether `decode` removes the spaces in front of punctuation, beyond what the backend does.
+      files: name and content of the JSON files that `save` writes beside `tokenizer.json`.
+    """
+
+    backend: tokenizers.Tokenizer = field(repr=False)  # its own repr lists the vocabulary
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+    unk_token_id: int | None = None
+    mask_token_id: int | None = None
+    max_length: int | None = None
+    truncation_side: str = "right"
+    clean_up_spaces: bool = False
+    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, added ones included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def start_id(self) -> int | None:
+        """The id that opens a text: of the cls token, or else of the bos token."""
+        return self.bos_token_id if self.cls_token_id is None else self.cls_token_id
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends a text: of the sep token, or else of the eos token."""
+        return self.eos_token_id if self.sep_token_id is None else self.sep_token_id
+
+    def encode(
+        self, texts: str | Iterable[str], *, max_length: int | None = None, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """The ids of each text (of one text: a list of one), unpadded.
+
+        Special tokens written out in a text become their ids, as in torch. `max_length` cuts a text so that it has at
+        most so many ids, special tokens included (torch: truncation=True, max_length=...); None cuts nothing, so pass
+        `tokenizer.max_length` for the model's own limit.
+
+        Raises:
+          ValueError: max_length leaves no room for the special tokens.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if max_length is None:
+            return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+        special = self.backend.num_special_tokens_to_add(False) if add_special_tokens else 0
+        if max_length < max(special, 1):
+            raise ValueError(
+                f"max_length {max_length}: too small for {special} special tokens; "
+                f"make it at least {special + 1} or pass add_special_tokens=False"
+            )
+        rows = []
+        # By hand and not with enable_truncation, which would change a backend that other threads are using.
+        for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
+            encoding.truncate(max_length - special, direction=self.truncation_side)
+            rows.append(self.backend.post_process(encoding, add_special_tokens=True).ids if special else encoding.ids)
+        return rows
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
+        """The text of ids [length], as torch's `decode` with the same skip_special_tokens gives it.
+
+        Raises:
+          ValueError: a negative id, such as the -100 of ignored labels.
+        """
+        ids = [int(i) for i in np.asarray(ids)]
+        if ids and min(ids) < 0:
+            raise ValueError(f"ids: {min(ids)} is not a token id; drop the ignored positions of labels before decoding")
+        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if self.clean_up_spaces:
+            for ending in (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re"):
+                text = text.replace(f" {ending}", ending.strip())
+        return text
+
+    def batch_decode(self, rows: Iterable[Sequence[int] | np.ndarray], skip_special_tokens: bool = True) -> list[str]:
+        """The text of each row of ids, [batch, length] or ragged."""
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the tokenizer into a directory, which torch's `AutoTokenizer` and `load_tokenizer` load again.
+
+        The target tokenizer of a pair goes into the `TARGET_FOLDER` of the pair's directory.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(path / "tokenizer.json"))
+        for name, content in self.files.items():
+            (path / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Tokenizer:
+    """Loads a BERT, GPT-2, RoBERTa or BART tokenizer, or any that has a `tokenizer.json`.
+
+    Args:
+      path_or_id: a directory laid out as the hub lays it out (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and
+        `merges.txt`; with the small JSON files beside them), or else a hub id, whose tokenizer files are fetched.
+      side: "source" or "target". A pair with two tokenizers holds the source's at the root and the target's in the
+        folder `target_tokenizer`; without that folder both sides use the root.
+
+    Source: `AutoTokenizer.from_pretrained` of transformers 5.
+
+    Raises:
+      FileNotFoundError: no such directory or hub id, or no tokenizer files in it.
+      ValueError: unknown side, unknown kind of tokenizer, broken files.
+    """
+    if side not in _SIDES:
+        raise ValueError(f"side {side!r}: unknown; pass one of {', '.join(map(repr, _SIDES))}")
+    directory = _find(path_or_id)
+    model_config = tokenizer_files.read_json(directory / "config.json")
+    part = "encoder"  # also for a target without its own folder, as in torch
+    if side == "target" and (directory / TARGET_FOLDER).is_dir():
+        directory = directory / TARGET_FOLDER
+        part = "decoder"
+        model_config = tokenizer_files.read_json(directory / "config.json") or model_config
+    if model_config.get("model_type") in ("encoder-decoder", "encoder_decoder"):
+        model_config = model_config.get(part, {})
+
+    backend, named, settings, files = tokenizer_files.read_tokenizer(directory, model_config)
+    limit = settings.get("model_max_length", settings.get("max_len"))
+    return Tokenizer(
+        backend=backend,
+        **{f"{name}_id": backend.token_to_id(token) if token else None for name, token in named.items()},
+        max_length=int(limit) if limit is not None and limit < _NO_LIMIT else None,
+        truncation_side=settings.get("truncation_side", "right"),
+        # transformers 5 cleans up nothing unless asked, and never for BPE.
+        clean_up_spaces=bool(settings.get("clean_up_tokenization_spaces"))
+        and not isinstance(backend.model, tokenizers.models.BPE),
+        files=files,
+    )
+
+
+def _find(path_or_id: str | os.PathLike) -> Path:
+    """The directory of that name, or the hub's files; the network is asked only about what can be a hub id."""
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise FileNotFoundError(f"tokenizer {str(path_or_id)!r}: a file; pass the directory that holds it")
+    # "owner/name" of the hub has a separator too: it is taken for a path where the owner is a directory here.
+    local = isinstance(path_or_id, os.PathLike) or (len(path.parts) > 1 and path.parent.is_dir())
+    if local or not _HUB_ID.fullmatch(path_or_id):
+        raise FileNotFoundError(f"tokenizer {str(path_or_id)!r}: no such directory; check the path")
+
+    from huggingface_hub import snapshot_download
+
+    names = [*tokenizer_files.FILES, "config.json"]
+    patterns = [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)]
+    try:
+        return Path(snapshot_download(path_or_id, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"tokenizer {path_or_id!r}: no such directory, and not had from the hub ({type(error).__name__}); "
+            "check the id and the network, or pass a directory"
+        ) from error
+
+
+def pad(
+    ids: Sequence[Sequence[int]], pad_token_id: int, length: int | None = None, side: str = "right", multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads rows of ids to one length.
+
+    Args:
+      length: of a padded row; None for that of the longest. Either is rounded up to a multiple of `multiple`.
+      side: "right" or "left", where the padding goes.
+
+    Returns:
+      (input_ids, attention_mask), both int32 [batch, length]; the mask is 1 on the given ids and 0 on the padding.
+
+    Raises:
+      ValueError: a row longer than `length`, no pad id, or an unknown side.
+    """
+    if side not in ("right", "left"):
+        raise ValueError(f"side {side!r}: unknown; pass 'right' or 'left'")
+    if pad_token_id is None:
+        raise ValueError("pad_token_id None: this tokenizer has no pad token; pass another id, such as its end_id")
+    if multiple < 1:
+        raise ValueError(f"multiple {multiple}: not a positive number; pass 1 for no rounding")
+    longest = max(map(len, ids), default=0)
+    if length is not None and longest > length:
+        raise ValueError(f"length {length}: shorter than a row of {longest} ids; truncate with encode(max_length=...)")
+    length = -(-(longest if length is None else length) // multiple) * multiple
+    input_ids = np.full((len(ids), length), pad_token_id, np.int32)
+    attention_mask = np.zeros((len(ids), length), np.int32)
+    for row, values in enumerate(ids):
+        where = slice(0, len(values)) if side == "right" else slice(length - len(values), length)
+        input_ids[row, where] = values
+        attention_mask[row, where] = 1
+    return input_ids, attention_mask
