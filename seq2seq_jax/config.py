@@ -14,11 +14,11 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "s
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known name nearest to `name`, and all of them."""
+    """The end of an error message: the known name nearest to `name`, and the known ones (of many, the near ones)."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), known, n=5, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    return f"{hint}known: {', '.join(known)}" if len(known) <= 20 else f"{hint}near it: {', '.join(close)}"
 
 
 def _check(condition: bool, message: str) -> None:

@@ -79,7 +79,7 @@ class Attention(Part):
         """x [batch, length, hidden] attends over keys_values; returns [batch, length, hidden] and the weights."""
         drop = None
         if train and self.config.attention_dropout:
-            drop = lambda weights: self.drop(weights, deterministic=False)  # noqa: E731
+            drop = lambda weights: self.drop(weights, deterministic=False)
         q = self.queries(x) if queries is None else queries
         y, weights = attend(q, *keys_values, mask, self.scale, drop)
         return self.out(jnp.swapaxes(y, 1, 2)), weights

@@ -240,7 +240,7 @@ class EncoderDecoder(nn.Module):
     def parameter_shapes(self) -> Any:
         """The once-stored tree as ShapeDtypeStructs, boxed with their logical axes; nothing is computed."""
         ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        init = lambda a, b: self.init(jax.random.key(0), a, decoder_input_ids=b)["params"]  # noqa: E731
+        init = lambda a, b: self.init(jax.random.key(0), a, decoder_input_ids=b)["params"]
         return jax.eval_shape(init, ids, ids)
 
 

@@ -11,7 +11,6 @@ from seq2seq_jax.config import Alias, EncoderDecoderConfig, nearest
 from seq2seq_jax.models.stack import scan_plan
 
 EMBEDDING = "embeddings/token/embedding"
-SHARED_SUBTREES = ("embeddings", "layers", "final_norm")
 
 
 def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
@@ -23,7 +22,8 @@ def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
         out.append(Alias(f"encoder/{EMBEDDING}", f"decoder/{EMBEDDING}"))
     elif tie is True:
         _check_alike(config)
-        out.extend(Alias(f"encoder/{name}", f"decoder/{name}") for name in SHARED_SUBTREES)
+        parts = ("embeddings", "layers", *(("final_norm",) if config.encoder.final_norm else ()))
+        out.extend(Alias(f"encoder/{name}", f"decoder/{name}") for name in parts)
     if config.decoder.tie_head:
         out.append(Alias(f"decoder/{EMBEDDING}", "decoder/head/kernel"))
     return tuple(out)
