@@ -1,1 +1,48 @@
-"""Warm-started encoder-decoder models in JAX."""
+"""Warm-started encoder-decoder models in JAX: PyTorch checkpoints in, fine-tuned pairs out.
+
+The names below are the public face; everything else may move.
+"""
+
+from seq2seq_jax.config import (
+    Alias,
+    EncoderDecoderConfig,
+    GenerationConfig,
+    LayerSettings,
+    TransformerConfig,
+)
+from seq2seq_jax.data.text import Tokenizer, load_tokenizer
+from seq2seq_jax.decoding.generate import GenerateOutput, generate
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput, shift_tokens_right
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.weights.pretrained import (
+    Pretrained,
+    from_encoder_decoder_configs,
+    from_encoder_decoder_pretrained,
+    from_pretrained,
+    save_orbax,
+    save_pretrained,
+)
+from seq2seq_jax.weights.resize import resize_token_embeddings
+
+__all__ = [
+    "Alias",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "EncoderDecoderOutput",
+    "GenerateOutput",
+    "GenerationConfig",
+    "LayerSettings",
+    "Pretrained",
+    "Tokenizer",
+    "TransformerConfig",
+    "from_encoder_decoder_configs",
+    "from_encoder_decoder_pretrained",
+    "from_pretrained",
+    "generate",
+    "load_tokenizer",
+    "make_mesh",
+    "resize_token_embeddings",
+    "save_orbax",
+    "save_pretrained",
+    "shift_tokens_right",
+]

@@ -42,8 +42,6 @@ def split(batch: Mapping[str, np.ndarray], devices: int | None = None) -> dict[s
     count, out = devices or jax.local_device_count(), {}
     for name, array in batch.items():
         if array.shape[0] % count:
-            raise ValueError(
-                f"{name} has a batch of {array.shape[0]} for {count} devices; give a multiple of {count}"
-            )
+            raise ValueError(f"{name} has a batch of {array.shape[0]} for {count} devices; give a multiple of {count}")
         out[name] = np.asarray(array).reshape(count, -1, *array.shape[1:])
     return out

@@ -156,7 +156,7 @@ def derive_tokens(
         "pad_token_id": _first(hf.get("pad_token_id"), named.get("pad_token")),
         "eos_token_ids": _first(config_eos, named.get("sep_token"), named.get("eos_token")),
     }  # fmt: skip
-    as_tuple = lambda v: () if v is None else (v,) if isinstance(v, int) else tuple(v)  # noqa: E731
+    as_tuple = lambda v: () if v is None else (v,) if isinstance(v, int) else tuple(v)
     found["eos_token_ids"] = as_tuple(found["eos_token_ids"])
     found = _inside(found, hf["vocab_size"], report)
     for name, value in given.items():

@@ -80,10 +80,10 @@ class Side:
                 break
         if any(re.fullmatch(p, base) for p in family.ignored):
             return "ignored", "by name"
-        if any(re.fullmatch(p, base) for p in family.aside):
-            return "kept aside", base
         if any(re.fullmatch(p, name) for p in dict(family.other_part).get(self.role, ())):
             return "other part", ""
+        if any(re.fullmatch(p, base) for p in family.aside):
+            return "kept aside", base
         if self.cut and any(
             re.fullmatch(re.escape(r.torch).replace(r"\{layer\}", r"\d+"), base)
             for r in family.rules(self.config)
