@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from seq2seq_jax.training.configs import train_config
+
 INITS = ("identity", "plain", "random")
 
 
@@ -30,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"variant {arg!r} is unknown; give one of {', '.join(f'init={i}' for i in INITS)}")
     chosen = "identity" if init == "identity" else "normal"
     bert = packaged_model()
-    return ConfigDict(
+    return train_config(
         {
             "encoder": bert,
             "decoder": bert,

@@ -391,7 +391,7 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
         _check(name in fields, f"{where}.{name} is unknown: {nearest(name, fields)}")
     for name, f in fields.items():
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        _check(name in values or not needed, f"{where}.{name} is missing; give it a value")
+        _check(values.get(name) is not None or not needed, f"{where}.{name} is missing; give it a value")
     out = {}
     for name, value in values.items():
         hint = hints[name]
