@@ -15,7 +15,8 @@ class Cache:
     which beam slot wrote each position of a hypothesis. Reordering beams moves that small table only.
 
     Attributes:
-      keys, values: per layer, [batch, heads, length, beams, head_dim].
+      keys, values: per layer, [batch, heads, length * beams, head_dim]: position by position, all beams of each. Flat,
+        because a reshape between the update and the attention would make XLA copy them on every step.
       cross: per layer, keys and values of the source, [batch, heads, source, head_dim] each, one copy for all beams;
         None in a layer without cross-attention.
       cross_mask: bool [batch, source], where the source has tokens.
@@ -69,15 +70,12 @@ class Cache:
 
         def put(store, new):
             new = jnp.swapaxes(new.reshape(batch, heads, beams, rows // beams, dim), 2, 3)
-            return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (0, 0, self.index, 0, 0))
+            # Slots that write nothing (of a prompt, which one beam reads) get zeros that nobody sees.
+            new = jnp.pad(new, ((0, 0),) * 3 + ((0, self.num_beams - beams), (0, 0)))
+            new = new.reshape(batch, heads, -1, dim).astype(store.dtype)
+            return jax.lax.dynamic_update_slice(store, new, (0, 0, self.index * self.num_beams, 0))
 
         def replaced(stores, new):
             return tuple(put(store, new) if i == layer else store for i, store in enumerate(stores))
 
         return self.replace(keys=replaced(self.keys, k), values=replaced(self.values, v))
-
-    def flat(self, layer: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of `layer` as [batch, heads, length * beams, head_dim]."""
-        k, v = self.keys[layer], self.values[layer]
-        shape = (*k.shape[:2], k.shape[2] * k.shape[3], k.shape[4])
-        return k.reshape(shape), v.reshape(shape)

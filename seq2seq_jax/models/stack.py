@@ -126,7 +126,7 @@ class Block(Part):
         def self_attend(y):
             nonlocal written
             written = cache.write(layer, *self.self_attention.keys_values(y), beams)
-            return self.self_attention(y, written.flat(layer), visible)
+            return self.self_attention(y, (written.keys[layer], written.values[layer]), visible)
 
         def cross_attend(y):
             return self.cross_attention(y, cache.cross[layer], cache.cross_mask[:, None, None, :])

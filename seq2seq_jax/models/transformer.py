@@ -76,8 +76,8 @@ class Transformer(Part):
         c, batch = self.config, encoder_states.shape[0]
 
         def empty():
-            shape = (batch, c.num_heads, length, beams, c.head_dim)
-            return constrain(jnp.zeros(shape, dtype), ("batch", "heads", "length", None, None))
+            shape = (batch, c.num_heads, length * beams, c.head_dim)
+            return constrain(jnp.zeros(shape, dtype), ("batch", "heads", "length", None))
 
         slots = jnp.arange(beams, dtype=jnp.int32)[None, :, None]
         return Cache(
