@@ -50,7 +50,10 @@ def rules(config: TransformerConfig):
         head = "cls.predictions"
         table += linear_rules(f"{head}.transform.dense", "head/transform", head=True)
         table += norm_rules(f"{head}.transform.LayerNorm", "head/norm", head=True)
-        table.append(rule(f"{head}.bias", "head/bias", head=True, also=(f"{head}.decoder.bias",)))
+        # torch adds decoder.bias, and ties it to bias where it ties the weight.
+        names = (f"{head}.bias", f"{head}.decoder.bias")
+        used, other = names if config.tie_head else names[::-1]
+        table.append(rule(used, "head/bias", head=True, also=(other,)))
         if not config.tie_head:
             table.append(rule(f"{head}.decoder.weight", "head/kernel", head=True))
     return table

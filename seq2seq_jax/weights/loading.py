@@ -185,29 +185,32 @@ class Loader:
 
     def _read(self, path: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """The parameter at `path` in the true vocabulary, from its own tensor or one it is tied with; else None."""
-        value, found = None, []
+        value, first = None, ""
         for candidate in (path, *self.aliases.get(path, ())):
             side, piece, names = self._found(candidate)
             for name in names:
-                first = value is None
-                if first:
-                    tensor = side.checkpoint.read(name)
-                    value = self._convert(side, piece, name, tensor, shape)
+                tensor = side.checkpoint.read(name)
+                if value is None:
+                    value, original, first = self._convert(side, piece, name, tensor, shape), tensor, name
                     self.dtypes[self.exported[candidate]] = str(tensor.dtype)
-                elif candidate == path or self.compare_ties:
-                    self._compare(found[0], side, name)
-                found.append((side, name))
-                if (side.role, name) not in self._used:
-                    self.report.add(
-                        side.role, name, "copied" if first else "tied", "" if first else f"to {found[0][1]}"
-                    )
-                    self._used.add((side.role, name))
+                    self._say(side, name, "copied")
+                elif np.array_equal(original, tensor):
+                    self._say(side, name, "tied", f"to {first}")
+                elif candidate == path:
+                    # A second tensor of one side, such as the bias that BERT's untied head does not add.
+                    self.aside[name if side.outer else f"{side.role}.{name}"] = np.array(tensor)
+                    self._say(side, name, "kept aside", f"differs from {first}, which is used; written back on export")
+                else:
+                    self._say(side, name, "tied", f"to {first}")
+                    if self.compare_ties:
+                        self.report.note(f"{first} and {name} are tied but differ in the file; the first is used")
         return value
 
-    def _compare(self, first: tuple[Side, str], side: Side, name: str) -> None:
-        a, b = first[0].checkpoint.read(first[1]), side.checkpoint.read(name)
-        if a.shape != b.shape or not np.array_equal(a, b):
-            self.report.note(f"{first[1]} and {name} are tied but differ in the file; the first is used")
+    def _say(self, side: Side, name: str, status: str, detail: str = "") -> None:
+        """Reports a tensor once, also where several parameters are read from it."""
+        if (side.role, name) not in self._used:
+            self.report.add(side.role, name, status, detail)
+            self._used.add((side.role, name))
 
     def _convert(self, side: Side, piece: Piece, name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         try:
@@ -217,8 +220,7 @@ class Loader:
         if value.shape != shape:
             if side.resize and piece.rule.flax[0] == "embeddings/position/embedding" and value.ndim == 2:
                 value = resized_positions(value, shape[0])
-                self.report.add(side.role, name, "resized", f"positions, {tensor.shape[0]} to {shape[0]}")
-                self._used.add((side.role, name))
+                self._say(side, name, "resized", f"positions, {tensor.shape[0]} to {shape[0]}")
                 return value
             flax = [np.empty(shape, np.int8)] * len(piece.rule.flax)
             raise ValueError(

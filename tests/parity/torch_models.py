@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import ladder
+import numpy as np
 import torch
 import transformers
 from transformers import (
@@ -59,7 +61,7 @@ def decoder(kind: str, **changes):
     return BartForCausalLM(bart_config(add_cross_attention=True, **changes))
 
 
-def randomise(model, seed: int, scale: float = 0.3):
+def randomise(model, seed: int, scale: float = 0.15):
     """Every parameter away from its initial value, so that a forgotten bias or norm shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -80,3 +82,33 @@ def pair(encoder_kind: str, decoder_kind: str, *, seed: int = 0, encoder_changes
     model.generation_config.decoder_start_token_id = START
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, EOS
     return model
+
+
+def results(model, batch) -> dict[str, np.ndarray]:
+    """What the ladder compares, from a torch pair and a batch of numpy arrays."""
+    tensors = {name: torch.tensor(value) for name, value in batch.items()}
+    out = {name: np.asarray(value) for name, value in batch.items()}
+    model.zero_grad()
+    output = model(**tensors)
+    output.loss.backward()
+    out["logits"], out["loss"] = output.logits.detach().numpy(), output.loss.detach().numpy()
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            out[f"grad:{name}"] = parameter.grad.numpy().copy()
+    inputs = {name: tensors[name] for name in ("input_ids", "attention_mask")}
+    common = {"max_length": ladder.MAX_LENGTH, "return_dict_in_generate": True, "output_scores": True}
+    with torch.no_grad():
+        out["greedy"] = model.generate(**inputs, **common).sequences.numpy()
+        beam = model.generate(**inputs, **common, **ladder.BEAM)
+        out["beam"], out["beam_scores"] = beam.sequences.numpy(), beam.sequences_scores.numpy()
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        a = ladder.ADAMW
+        torch.optim.AdamW(
+            model.parameters(), a["learning_rate"], (a["b1"], a["b2"]), a["eps"], weight_decay=a["weight_decay"]
+        ).step()
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                out[f"adamw:{name}"] = parameter.detach().numpy().copy()
+            parameter.copy_(before[name])
+    return out

@@ -1,0 +1,143 @@
+"""The rungs on which a pair is compared with torch: logits, loss, gradients, updates, tokens.
+
+Each takes our pair and torch's results as numpy arrays, live ones or the committed ones
+(tests/parity/torch_models.py makes them).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from seq2seq_jax.losses import IGNORED
+from seq2seq_jax.weights.loading import torch_tensors
+
+SGD_RATE, ADAMW = 0.1, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.98, "eps": 1e-3, "weight_decay": 0.01}
+BEAM = {"num_beams": 4, "length_penalty": 1.3, "early_stopping": True, "num_return_sequences": 2}
+MAX_LENGTH = 12
+
+
+def random_batch(vocabularies, *, seed=0, rows=3, source=7, target=5):
+    """Inputs with padding on the right of one row and on the left of another, and labels with an early end."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(3, vocabularies[0], (rows, source))
+    mask = np.ones_like(ids)
+    if rows > 2 and source > 4:
+        mask[1, source - 2 :] = 0
+        mask[2, :2] = 0
+    labels = rng.integers(3, vocabularies[1], (rows, target))
+    if rows > 1:
+        labels[1, target // 2 + 1 :] = IGNORED
+    return {"input_ids": np.where(mask == 1, ids, 0), "attention_mask": mask, "labels": labels}
+
+
+def batch_of(results):
+    return {name: np.asarray(results[name]) for name in ("input_ids", "attention_mask", "labels")}
+
+
+@functools.lru_cache(maxsize=4)
+def _forward(model):
+    def run(params, batch):
+        out = model.apply({"params": params}, **batch)
+        return out.loss, out.logits
+
+    return jax.jit(jax.value_and_grad(run, has_aux=True))
+
+
+def forward(pair, batch):
+    """Loss, logits and the gradient tree."""
+    (loss, logits), grads = _forward(pair.model)(pair.params, batch)
+    return float(loss), np.asarray(logits), grads
+
+
+def by_torch_name(pair, tree):
+    return {name: np.asarray(make()) for name, make in torch_tensors(pair.model, tree)}
+
+
+def close(ours, theirs, tolerance, what):
+    """The largest difference over the largest value of torch's."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, (what, ours.shape, theirs.shape)
+    assert np.isfinite(ours).all(), what
+    difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    assert difference <= tolerance, f"{what}: differs by {difference:.1e} of the largest value"
+
+
+def check_forward(pair, results):
+    loss, logits, _ = forward(pair, batch_of(results))
+    close(logits, results["logits"], 1e-5, "logits")
+    close(loss, results["loss"], 1e-5, "loss")
+
+
+def check_gradients(pair, results):
+    _, _, grads = forward(pair, batch_of(results))
+    ours = by_torch_name(pair, grads)
+    theirs = {name.removeprefix("grad:"): value for name, value in results.items() if name.startswith("grad:")}
+    assert theirs and set(theirs) <= set(ours), set(theirs) - set(ours)
+    assert any("cross" in name or "encoder_attn" in name for name in theirs)
+    for name, g in theirs.items():
+        if is_key_bias(name):
+            continue  # its gradient is zero but for rounding
+        if "c_attn.bias" in name:
+            g, mine = without_keys(name, g), without_keys(name, ours[name])
+        else:
+            mine = ours[name]
+        assert np.abs(g).max() > 0, f"torch's gradient of {name} is zero, so it shows nothing"
+        close(mine, g, 1e-4, f"gradient of {name}")
+
+
+def is_key_bias(name):
+    return name.endswith((".key.bias", ".k_proj.bias"))
+
+
+def without_keys(name, fused):
+    """GPT-2's fused bias without the part of the keys."""
+    parts = np.split(fused, 2 if "crossattention" in name else 3)
+    del parts[-2]
+    return np.concatenate(parts)
+
+
+def check_updates(pair, results):
+    """One step of SGD, and one of AdamW with an eps that keeps it from amplifying rounding."""
+    _, _, grads = forward(pair, batch_of(results))
+    before = by_torch_name(pair, pair.params)
+    for kind, tx, tolerance in (("sgd", optax.sgd(SGD_RATE), 1e-6), ("adamw", optax.adamw(**ADAMW), 1e-5)):
+        updates, _ = tx.update(grads, tx.init(pair.params), pair.params)
+        ours = by_torch_name(pair, optax.apply_updates(pair.params, updates))
+        for name in (n.removeprefix("grad:") for n in results if n.startswith("grad:")):
+            if kind == "sgd":
+                theirs = before[name] - SGD_RATE * results[f"grad:{name}"]
+            elif is_key_bias(name) or "c_attn.bias" in name:
+                continue
+            else:
+                theirs = results[f"adamw:{name}"]
+                moved = np.abs(theirs - before[name]).max()
+                assert moved > 1e-4, f"AdamW does not move {name}"
+                close(ours[name] - before[name], theirs - before[name], 1e-3, f"AdamW's step on {name}")
+            close(ours[name], theirs, tolerance, f"{name} after {kind}")
+
+
+def until_end(sequences, eos, pad):
+    """Behind the first end token (the prompt's place is exempt) everything is pad, as ours is."""
+    out = np.array(sequences)
+    for row in out:
+        ends = [i for i in range(1, len(row)) if row[i] in eos]
+        if ends:
+            row[ends[0] + 1 :] = pad
+    return out
+
+
+def check_tokens(pair, results, eos=(2,), pad=0):
+    batch = batch_of(results)
+    inputs = (batch["input_ids"], batch["attention_mask"])
+    greedy = pair.generate(*inputs, max_length=MAX_LENGTH, num_beams=1)
+    np.testing.assert_array_equal(np.asarray(greedy.sequences), until_end(results["greedy"], eos, pad))
+    beam = pair.generate(*inputs, max_length=MAX_LENGTH, **BEAM)
+    np.testing.assert_array_equal(np.asarray(beam.sequences), until_end(results["beam"], eos, pad))
+    close(beam.sequences_scores, results["beam_scores"], 1e-5, "beam scores")
+
+
+RUNGS = (check_forward, check_gradients, check_updates, check_tokens)
