@@ -1,0 +1,29 @@
+"""The ladder on committed torch results: no torch needed."""
+
+import fixed
+import ladder
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from seq2seq_jax.weights.pretrained import save_pretrained
+
+
+@pytest.fixture(scope="module", params=fixed.NAMES)
+def case(request):
+    return (*fixed.load(request.param), fixed.DIRECTORY / request.param)
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_rung(case, rung):
+    pair, results, _ = case
+    rung(pair, results)
+
+
+def test_every_tensor_returns_bit_for_bit(case, tmp_path):
+    pair, _, directory = case
+    save_pretrained(tmp_path, pair)
+    before, after = load_file(directory / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(tensor, after[name], err_msg=name)
