@@ -6,7 +6,7 @@ Torch to Orbax, or back:     scripts/convert.py --input=DIR --output=DIR --to=or
 Prints what became of every tensor. DIR may be a hub id where something is read.
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import parse_settings
@@ -39,6 +39,7 @@ def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
 
 
 def main(argv):
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     if (FLAGS.input is None) == (FLAGS.encoder is None or FLAGS.decoder is None):

@@ -11,7 +11,7 @@ One text is one line. DIR may be a hub id. generation_config.json of the model s
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import parse_settings
@@ -42,6 +42,7 @@ def read_texts() -> list[str]:
 
 
 def main(argv):
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; give texts as --text=... or in a file")
     changes = parse_settings(FLAGS.set)

@@ -3,7 +3,7 @@
 scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.optimizer.learning_rate=3e-4]
 """
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from seq2seq_jax.config import TrainConfig, from_mapping
@@ -15,6 +15,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv):
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     export = train(from_mapping(TrainConfig, CONFIG.value.to_dict()), WORKDIR.value)

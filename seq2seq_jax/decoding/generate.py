@@ -57,8 +57,8 @@ def generate(
 
     Args:
       params: the once-stored tree; its decoding form is made once and kept while the tree lives.
-      input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens. None: the ids that are not the pad
-        token, where there are pads and the pad token is no end token; else all.
+      input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens. None: all are tokens; pads are not
+        guessed, as the two sides' pad tokens may differ.
       generation_config: settings; None: the defaults. overrides: changes to them (num_beams=4, ...).
       rng: a key; needed with do_sample.
       decoder_input_ids: int [batch, p], what the outputs begin with; the start token is put in front if it is missing.
@@ -72,7 +72,7 @@ def generate(
         raise ValueError(f"input_ids has shape {list(ids.shape)}; give [batch, source] with at least one token")
     check_ids("input_ids", ids, config.encoder.vocab_size)
     start, pad, eos = _tokens(settings, config)
-    mask = _mask(ids, attention_mask, pad, eos)
+    mask = _mask(ids, attention_mask)
     prompt = _prompt(decoder_input_ids, ids.shape[0], start, config.decoder.vocab_size)
     max_length, min_length = _lengths(settings, prompt.shape[1], ids.shape[1], config)
     _check(settings, rng)
@@ -166,9 +166,9 @@ def _tokens(settings: GenerationConfig, config) -> tuple[int, int, tuple[int, ..
     return start, pad, eos
 
 
-def _mask(ids: np.ndarray, mask: Any, pad: int, eos: tuple[int, ...]) -> np.ndarray:
+def _mask(ids: np.ndarray, mask: Any) -> np.ndarray:
     if mask is None:
-        return (ids != pad) if (ids == pad).any() and pad not in eos else np.ones(ids.shape, bool)
+        return np.ones(ids.shape, bool)
     mask = np.asarray(mask)
     if mask.shape != ids.shape:
         raise ValueError(
