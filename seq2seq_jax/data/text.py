@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 import tokenizers
 
 from seq2seq_jax.data import tokenizer_files
+from seq2seq_jax.weights.files import local_directory
 
 # Where the two sides of a pair have different tokenizers, the source's lies at the root and the target's here.
 TARGET_FOLDER = "target_tokenizer"
 
 _SIDES = ("source", "target")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NO_LIMIT = 10**20  # transformers writes 10**30 as model_max_length where a tokenizer has none
 
 
@@ -140,7 +139,8 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
     """
     if side not in _SIDES:
         raise ValueError(f"side {side!r}: unknown; pass one of {', '.join(map(repr, _SIDES))}")
-    directory = _find(path_or_id)
+    names = [*tokenizer_files.FILES, "config.json"]
+    directory = local_directory(path_or_id, [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)])
     model_config = tokenizer_files.read_json(directory / "config.json")
     part = "encoder"  # also for a target without its own folder, as in torch
     if side == "target" and (directory / TARGET_FOLDER).is_dir():
@@ -162,31 +162,6 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
         and not isinstance(backend.model, tokenizers.models.BPE),
         files=files,
     )
-
-
-def _find(path_or_id: str | os.PathLike) -> Path:
-    """The directory of that name, or the hub's files; the network is asked only about what can be a hub id."""
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise FileNotFoundError(f"tokenizer {str(path_or_id)!r}: a file; pass the directory that holds it")
-    # "owner/name" of the hub has a separator too: it is taken for a path where the owner is a directory here.
-    local = isinstance(path_or_id, os.PathLike) or (len(path.parts) > 1 and path.parent.is_dir())
-    if local or not _HUB_ID.fullmatch(path_or_id):
-        raise FileNotFoundError(f"tokenizer {str(path_or_id)!r}: no such directory; check the path")
-
-    from huggingface_hub import snapshot_download
-
-    names = [*tokenizer_files.FILES, "config.json"]
-    patterns = [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)]
-    try:
-        return Path(snapshot_download(path_or_id, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"tokenizer {path_or_id!r}: no such directory, and not had from the hub ({type(error).__name__}); "
-            "check the id and the network, or pass a directory"
-        ) from error
 
 
 def pad(

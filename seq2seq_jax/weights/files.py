@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,33 @@ from safetensors.numpy import save_file
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "merges.txt")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def local_directory(path_or_id: str | os.PathLike, patterns: tuple[str, ...] = HUB_PATTERNS) -> Path:
+def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB_PATTERNS) -> Path:
     """A directory on disk: `path_or_id` itself, or the hub repository of that name, downloaded or cached.
+
+    The network is asked only about what can be a hub id.
+
+    Args:
+      patterns: the files that are wanted of a hub repository.
 
     Raises:
       FileNotFoundError: if it is neither.
     """
-    path = Path(path_or_id)
+    path, name = Path(path_or_id).expanduser(), str(path_or_id)
     if path.is_dir():
         return path
-    if path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} is a file; give the directory that holds it and its config.json")
-    name = str(path_or_id)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    if path.exists():
+        raise FileNotFoundError(f"{name!r} is a file; give the directory that holds it")
+    # "owner/name" of the hub has a separator too: it is taken for a path where the owner is a directory here.
+    local = isinstance(path_or_id, os.PathLike) or (len(path.parts) > 1 and path.parent.is_dir())
+    if local or not HUB_ID.fullmatch(name):
         raise FileNotFoundError(
             f"there is no directory {name!r}; give an existing one, or a hub id such as 'owner/name'"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = Path(snapshot_download(name, allow_patterns=list(patterns)))
@@ -44,11 +50,11 @@ def local_directory(path_or_id: str | os.PathLike, patterns: tuple[str, ...] = H
         if "*.safetensors" in patterns and not any((found / file).exists() for file in SAFETENSORS):
             found = Path(snapshot_download(name, allow_patterns=[*patterns, "*.bin"]))
         return found
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FileNotFoundError(
-            f"{name!r} is no directory here, and the hub did not give it ({reason}); check the name, or download it and"
-            " give its directory"
+            f"there is no directory {name!r}, and the hub did not give it ({reason}); check the id and the network, or"
+            " give a directory"
         ) from error
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding
 
 from seq2seq_jax.models import ties
+from seq2seq_jax.parallel.rules import RULES
 from seq2seq_jax.weights.pretrained import Pretrained
 from seq2seq_jax.weights.report import Report
 
@@ -34,8 +38,9 @@ def resize_token_embeddings(pretrained: Pretrained, n: int, *, side: str) -> Pre
     config = pretrained.config
     shared = any(a.target.startswith("decoder/embeddings") for a in ties.aliases(config))
     roles = ("encoder", "decoder") if shared else (SIDES[side],)
+    rows = -(-n // _parts(pretrained.params)) * _parts(pretrained.params)
     new = dataclasses.replace(
-        config, **{r: dataclasses.replace(getattr(config, r), vocab_size=n, padded_vocab_size=n) for r in roles}
+        config, **{r: dataclasses.replace(getattr(config, r), vocab_size=n, padded_vocab_size=rows) for r in roles}
     )
     flat, report = flatten_dict(pretrained.params, sep="/"), Report(list(pretrained.report.entries), [])
     report.notes.extend(pretrained.report.notes)
@@ -43,14 +48,25 @@ def resize_token_embeddings(pretrained: Pretrained, n: int, *, side: str) -> Pre
         old = getattr(config, role).vocab_size
         for leaf in (ties.EMBEDDING, "head/kernel", "head/bias"):
             if (path := f"{role}/{leaf}") in flat:
-                flat[path] = _resized(flat[path][:old], n, zero=leaf.endswith("bias"))
+                flat[path] = _resized(flat[path], old, n, rows, zero=leaf.endswith("bias"))
                 report.add(role, path, "resized", f"vocabulary, {old} to {n}")
     model = pretrained.model.clone(config=new)
     return pretrained.replace(model=model, params=unflatten_dict(flat, sep="/"), report=report)
 
 
-def _resized(table: Any, rows: int, zero: bool) -> Any:
-    extra = max(0, rows - table.shape[0])
-    mean = jnp.mean(table.astype(jnp.float32), axis=0, keepdims=True).astype(table.dtype)
+def _parts(params: Any) -> int:
+    """Into how many parts the mesh of the parameters splits a vocabulary."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return 1
+    return math.prod(sharding.mesh.shape.get(axis, 1) for axis in RULES["vocab"])
+
+
+def _resized(table: jax.Array, old: int, n: int, rows: int, zero: bool) -> jax.Array:
+    """The first `old` rows of a table cut or filled up to `n`, then padded with zeros to `rows`; placed as it was."""
+    true = table[:old]
+    mean = jnp.mean(true.astype(jnp.float32), axis=0, keepdims=True).astype(table.dtype)
     fill = jnp.zeros_like(mean) if zero else mean
-    return jnp.concatenate([table[:rows], jnp.broadcast_to(fill, (extra, *table.shape[1:]))], axis=0)
+    extra = jnp.broadcast_to(fill, (max(0, n - old), *table.shape[1:]))
+    padding = jnp.zeros((rows - n, *table.shape[1:]), table.dtype)
+    return jax.device_put(jnp.concatenate([true[:n], extra, padding], axis=0), table.sharding)

@@ -424,7 +424,7 @@ def test_paths_never_reach_the_network(layouts, tmp_path, monkeypatch):
     for path in (tmp_path / "absent", str(tmp_path / "absent"), "./absent", "../absent", "a/b/c", "runs/last", "runs/"):
         with pytest.raises(FileNotFoundError, match=r"(absent|a/b/c|runs)"):
             load_tokenizer(path)
-    with pytest.raises(FileNotFoundError, match="pass the directory that holds it"):
+    with pytest.raises(FileNotFoundError, match="give the directory that holds it"):
         load_tokenizer(layouts["bert"] / "vocab.txt")
 
 
@@ -447,7 +447,7 @@ def test_hub(layouts, monkeypatch):
         raise OSError("several\nlines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(FileNotFoundError, match=r"^tokenizer 'owner/bert': no such directory, and not"):
+    with pytest.raises(FileNotFoundError, match=r"no directory 'owner/bert', and the hub did not give it \(several\)"):
         load_tokenizer("owner/bert")
 
 

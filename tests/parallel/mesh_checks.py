@@ -145,6 +145,13 @@ s2s.save_pretrained(WORK / "again", back)
 assert (WORK / "again" / "model.safetensors").read_bytes() == (WORK / "pair" / "model.safetensors").read_bytes()
 held("Orbax: written on one mesh, read on none and on another, and back to the same safetensors")
 
+resized = s2s.resize_token_embeddings(many, 45, side="target")
+table = resized.params["decoder"]["embeddings"]["token"]["embedding"]
+assert table.shape == (46, 24) and {s.data.shape for s in table.addressable_shards} == {(23, 12)}
+np.testing.assert_array_equal(np.asarray(table)[:41], one.params["decoder"]["embeddings"]["token"]["embedding"])
+assert (np.asarray(table)[45:] == 0).all()
+held("a resized vocabulary stays split")
+
 try:
     s2s.from_pretrained(WORK / "pair", mesh=make_mesh(tensor=8))
     raise AssertionError("6 heads over 8 devices were accepted")

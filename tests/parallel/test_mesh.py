@@ -16,6 +16,7 @@ CHECKS = (
     "pmap",
     "training step, the optimizer's state sharded",
     "Orbax: written on one mesh, read on none and on another, and back to the same safetensors",
+    "a resized vocabulary stays split",
     "a mesh that does not divide is refused",
 )
 
