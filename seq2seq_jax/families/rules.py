@@ -116,7 +116,6 @@ class Family:
       prefixes: role -> prefixes of the base model's names; the first is what a pair's file has.
       ignored, aside: patterns (after the prefix) of tensors that nobody needs, and that nobody reads but export keeps.
       other_part: role -> patterns (whole names) of what belongs to another part of the checkpoint.
-      torch_role_flags: fields that tell torch the role, written to a pair's sub-config.
       renamed: old names of config fields.
     """
 

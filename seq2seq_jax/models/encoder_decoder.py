@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -251,8 +250,3 @@ def _hidden(shown: list[LayerOutput], last: jax.Array) -> tuple[jax.Array, ...]:
 def _each(shown: list[LayerOutput], name: str) -> tuple[jax.Array, ...]:
     found = (getattr(output, name) for output in shown)
     return tuple(weights for weights in found if weights is not None)
-
-
-def with_changes(model: EncoderDecoder, **changes: Any) -> EncoderDecoder:
-    """The model with fields of its pair's config replaced (pad_token_id=..., eos_token_ids=...)."""
-    return model.clone(config=dataclasses.replace(model.config, **changes))
