@@ -111,7 +111,7 @@ schedule = optax.constant_schedule(1e-2)
 def two_steps(step, state, batch):
     losses = []
     for _ in range(2):
-        state, metrics = step(state, batch)
+        state, metrics = jax.block_until_ready(step(state, batch))
         losses.append(float(np.asarray(metrics["loss"]).ravel()[0]))
     return state, losses
 
