@@ -28,7 +28,7 @@ def output(tmp_path_factory):
         "JAX_PLATFORMS": "cpu",
         # Two runs in flight can each hold threads that the other's collective waits for.
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300",
     }
     script = Path(__file__).parent / "mesh_checks.py"
     for _ in range(2):
