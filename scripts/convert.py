@@ -39,7 +39,7 @@ def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
 
 
 def main(argv):
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     if (FLAGS.input is None) == (FLAGS.encoder is None or FLAGS.decoder is None):

@@ -1,11 +1,17 @@
+import os
 import sys
+import tempfile
 from pathlib import Path
 
-from hypothesis import settings
+# Equal programs are compiled once, for all tests, their processes and the next run. Before anything imports jax.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "seq2seq_jax_test_compilations"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from hypothesis import settings  # noqa: E402
 
 # Shared helpers (ladder.py, torch_models.py) are plain modules beside the tests.
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "parity"), str(HERE / "weights")]
+sys.path[:0] = [str(HERE), str(HERE / "parity"), str(HERE / "weights"), str(HERE / "training")]
 
 # The same examples in every run: a failure can be repeated, and a run that passed passes again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

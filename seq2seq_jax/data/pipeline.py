@@ -1,120 +1,83 @@
-"""Texts to batches of ids."""
+"""The plan's batches as arrays, read and made ahead by grain."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+import grain
 import numpy as np
 
-from seq2seq_jax.data.sources import Pair
-from seq2seq_jax.data.text import Tokenizer, pad
+from seq2seq_jax.data.encoding import EncodedPairs
+from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.losses import IGNORED
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Ids of all examples.
-
-    Attributes:
-      sources, targets: int32 arrays, one an example, of any length; targets begin with the first token to predict and
-        end with the end token.
-      truncated_sources, truncated_targets: how many texts were cut.
-    """
-
-    sources: tuple[np.ndarray, ...]
-    targets: tuple[np.ndarray, ...]
-    truncated_sources: int
-    truncated_targets: int
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-
-def encode_pairs(
-    pairs: Sequence[Pair],
-    source_tokenizer: Tokenizer,
-    target_tokenizer: Tokenizer,
-    *,
-    max_source_length: int,
-    max_target_length: int,
-) -> EncodedPairs:
-    """Encodes pairs, cutting texts so that, special tokens included, they have at most so many tokens.
-
-    Targets are the text's own tokens and the end token: the start token comes from shifting the labels, so the
-    tokenizer's [CLS] or <s> must not stand in them too.
-
-    Raises:
-      ValueError: if the target tokenizer has no end token.
-    """
-    end = target_tokenizer.end_id
-    if end is None:
-        raise ValueError("the target tokenizer has no sep or eos token, so targets would have no end; name one in its"
-                         " tokenizer_config.json (eos_token)")  # fmt: skip
-    sources = source_tokenizer.encode([pair.source for pair in pairs])
-    cut = source_tokenizer.encode([pair.source for pair in pairs], max_length=max_source_length)
-    targets = target_tokenizer.encode([pair.target for pair in pairs], add_special_tokens=False)
-    return EncodedPairs(
-        tuple(np.array(ids, np.int32) for ids in cut),
-        tuple(np.array([*ids[: max_target_length - 1], end], np.int32) for ids in targets),
-        sum(len(ids) > max_source_length for ids in sources),
-        sum(len(ids) > max_target_length - 1 for ids in targets),
-    )
+AHEAD = 4
 
 
 def make_batch(
-    encoded: EncodedPairs, indices: np.ndarray, *, source_pad_id: int, source_length: int, target_length: int
+    encoded: EncodedPairs, bucket: Bucket, examples: np.ndarray, source_pad_id: int
 ) -> dict[str, np.ndarray]:
-    """The arguments of `model.apply` for some examples.
+    """The arguments of `model.apply` for some examples; -1 stands for an empty row.
 
     Returns:
-      int32 arrays: input_ids and attention_mask [batch, source_length], labels [batch, target_length], -100 in tails.
+      int32 arrays: input_ids and attention_mask [examples, source_length], labels [examples, target_length], -100 in
+      tails.
     """
-    input_ids, mask = pad([encoded.sources[i].tolist() for i in indices], source_pad_id, length=source_length)
-    labels = np.full((len(indices), target_length), IGNORED, np.int32)
-    for row, i in enumerate(indices):
-        labels[row, : len(encoded.targets[i])] = encoded.targets[i]
+    shape = (len(examples), bucket.source_length)
+    input_ids, mask = np.full(shape, source_pad_id, np.int32), np.zeros(shape, np.int32)
+    labels = np.full((len(examples), bucket.target_length), IGNORED, np.int32)
+    filled = np.flatnonzero(examples >= 0)
+    for row, source, target in zip(filled, *encoded.select(examples[filled])):
+        input_ids[row, : len(source)] = source
+        mask[row, : len(source)] = 1
+        labels[row, : len(target)] = target
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The items, made in a thread that stays up to `depth` ahead; its errors are raised here."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop, end = threading.Event(), object()
+class HostBatch(NamedTuple):
+    """rows: examples in the whole batch. tokens: source and target tokens in it, padding aside. arrays: `make_batch`
+    of the rows that this process needs."""
 
-    def put(item) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    rows: int
+    tokens: int
+    arrays: dict[str, np.ndarray]
 
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((end, None))
-        except BaseException as error:
-            put((end, error))
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+class _Source:
+    """The plan as grain's random-access source."""
+
+    def __init__(self, plan: BatchPlan, stop: int):
+        self._plan, self._stop = plan, stop
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, t: int) -> tuple[Bucket, np.ndarray]:
+        return self._plan[t]
+
+
+def batches(
+    encoded: EncodedPairs,
+    plan: BatchPlan,
+    start: int,
+    stop: int,
+    *,
+    source_pad_id: int,
+    local_rows: Callable[[int], np.ndarray] | None = None,
+) -> Iterator[HostBatch]:
+    """Batches `start` to `stop - 1` of the plan, made in a thread that stays a few ahead.
+
+    Args:
+      local_rows: from the number of rows in a batch, which of them this process needs; None: all.
+    """
+
+    def make(planned: tuple[Bucket, np.ndarray]) -> HostBatch:
+        bucket, examples = planned
+        rows = slice(None) if local_rows is None else local_rows(bucket.rows)
+        filled = examples[examples >= 0]
+        tokens = int(encoded.source_lengths[filled].sum() + encoded.target_lengths[filled].sum())
+        return HostBatch(bucket.rows, tokens, make_batch(encoded, bucket, examples[rows], source_pad_id))
+
+    data = grain.MapDataset.source(_Source(plan, stop))[start:].map(make)
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -62,6 +62,11 @@ class Tokenizer:
     def end_id(self) -> int | None:
         """The id that ends a text: of the sep token, or else of the eos token."""
         return self.eos_token_id if self.sep_token_id is None else self.sep_token_id
+
+    @property
+    def fill_id(self) -> int:
+        """What fills up short rows: the pad token, or else 0, which the mask hides."""
+        return 0 if self.pad_token_id is None else self.pad_token_id
 
     def encode(
         self, texts: str | Iterable[str], *, max_length: int | None = None, add_special_tokens: bool = True
@@ -120,6 +125,26 @@ class Tokenizer:
         self.backend.save(str(path / "tokenizer.json"))
         for name, content in self.files.items():
             (path / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class Tokenizers(NamedTuple):
+    """Those of a pair; often one and the same."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, target: str | os.PathLike) -> Tokenizers:
+        """`load_tokenizer` of both sides; one object where the two are one directory with one tokenizer."""
+        first, second = load_tokenizer(source, "source"), load_tokenizer(target, "target")
+        same = first.backend.to_str() == second.backend.to_str() and first.files == second.files
+        return cls(first, first if same else second)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Both, so that `load(path, path)` reads them."""
+        self.source.save(path)
+        if self.target is not self.source:
+            self.target.save(Path(path) / TARGET_FOLDER)
 
 
 def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Tokenizer:

@@ -45,21 +45,46 @@ def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch", *(None,) * (ndim - 1)), mesh))
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays [batch, ...] as arrays split over `mesh`.
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in ("replica", "data", "fsdp"))
+
+
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch of `rows` this process's devices hold, in order.
 
     Raises:
       ValueError: if the batch does not divide.
     """
-    parts = math.prod(mesh.shape[axis] for axis in ("replica", "data", "fsdp"))
+    parts = batch_parts(mesh)
+    if rows % parts:
+        raise ValueError(
+            f"a batch of {rows} does not divide: the mesh splits it {parts} ways (replica x data x fsdp); give a batch"
+            f" that is a multiple of {parts}"
+        )
+    held = batch_sharding(mesh, 1).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, *, rows: int | None = None) -> dict[str, jax.Array]:
+    """Host arrays as arrays split over `mesh`.
+
+    Args:
+      batch: arrays [rows, ...], or of this process's rows only: [len(local_rows(mesh, rows)), ...].
+      rows: in the whole batch; None: the arrays hold it whole.
+
+    Raises:
+      ValueError: if the batch does not divide.
+    """
     out = {}
     for name, array in batch.items():
         array = np.asarray(array)
-        if array.shape[0] % parts:
-            raise ValueError(
-                f"{name} has a batch of {array.shape[0]}, and the mesh splits it {parts} ways (replica x data x fsdp);"
-                f" give a batch that is a multiple of {parts}"
-            )
+        whole = array.shape[0] if rows is None else rows
+        held = local_rows(mesh, whole)
+        place = np.arange(whole)
+        if len(array) < whole:
+            place[held] = np.arange(len(held))
+        pick = lambda index, a=array, p=place: a[p[index[0]]]
         sharding = batch_sharding(mesh, array.ndim)
-        out[name] = jax.make_array_from_callback(array.shape, sharding, lambda index, a=array: a[index])
+        out[name] = jax.make_array_from_callback((whole, *array.shape[1:]), sharding, pick)
     return out

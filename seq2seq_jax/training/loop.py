@@ -1,197 +1,295 @@
-"""Fine-tuning a warm-started pair: from a config to a directory that torch loads."""
+"""Fine-tuning a pair: from a config to a directory that torch loads, with everything kept that a person looks at."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from seq2seq_jax.config import TrainConfig
-from seq2seq_jax.data.pipeline import EncodedPairs, encode_pairs, make_batch, prefetch
-from seq2seq_jax.data.plan import batch_indices
-from seq2seq_jax.data.sources import Pair, read_pairs
-from seq2seq_jax.data.text import Tokenizer, load_tokenizer
-from seq2seq_jax.evaluation.corpus import decode_texts
-from seq2seq_jax.evaluation.rouge import rouge
-from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
-from seq2seq_jax.training.optimizers import learning_rate, optimizer
+from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.data.plan import BatchPlan
+from seq2seq_jax.data.text import Tokenizers
+from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
+from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
+from seq2seq_jax.parallel.multihost import is_first
+from seq2seq_jax.training import checkpoints
+from seq2seq_jax.training.journal import Journal, say
+from seq2seq_jax.training.optimizers import frozen_parameters, learning_rate, optimizer
+from seq2seq_jax.training.setup import load_examples, training_model, warm_start
 from seq2seq_jax.training.step import TrainState, make_train_step
-from seq2seq_jax.weights.pretrained import (
-    Pretrained,
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-    save_pretrained,
-)
+from seq2seq_jax.weights.native import Store
+from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
 
-EXPORT = "pretrained"
+REPORT, SCORES = "weights.txt", "scores.json"
 
 
-def train(config: TrainConfig, workdir: str | Path) -> Path:
-    """Runs one fine-tuning and returns the exported directory.
+class Stopped(Exception):
+    """The run was told to stop, and has written a checkpoint; `step` is the one it reached."""
 
-    The workdir gets config.json (as resolved), weights.txt (the weight report), metrics.jsonl, samples.txt, scores.json
-    and `pretrained/`.
+    def __init__(self, step: int, why: str):
+        super().__init__(f"stopped at step {step} ({why}); the same command goes on from there")
+        self.step = step
+
+
+def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = None) -> Path:
+    """Runs one fine-tuning, or goes on with it from its last checkpoint, and returns the exported directory.
+
+    The workdir gets config.json (as resolved), weights.txt (the weight report), model/ (configs and tokenizers),
+    checkpoints/<step>/, metrics.jsonl, samples.txt, tensorboard/, and in the end pretrained/ and scores.json.
+
+    Args:
+      stop_at: a step after which to stop, as an interrupt would.
 
     Raises:
+      Stopped: after an interrupt (SIGINT, SIGTERM) or at `stop_at`, when a checkpoint is written.
       FloatingPointError: if the loss is not finite; names the step.
+      ValueError, FileNotFoundError: for what is wrong with config, data or workdir.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
-
-    # Data.
-    source, target = load_tokenizer(config.encoder, "source"), load_tokenizer(config.decoder, "target")
-    pairs = {split: _read(config, split) for split in ("train", "validation")}
-    encoded = encode_pairs(
-        pairs["train"],
-        source,
-        target,
-        max_source_length=config.data.max_source_length,
-        max_target_length=config.data.max_target_length,
-    )
-    print(
-        f"{len(pairs['train'])} training pairs ({encoded.truncated_sources} sources and {encoded.truncated_targets}"
-        f" targets cut), {len(pairs['validation'])} validation pairs"
-    )
-
-    # Model.
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    with jax.set_mesh(mesh):
-        pretrained = warm_start(config, mesh, source, target)
-        print(pretrained.report)
-        (workdir / "weights.txt").write_text(str(pretrained.report) + "\n")
-
-        # Training.
-        params = run_steps(config, pretrained, mesh, batches(config, encoded, source), workdir / "metrics.jsonl")
-        pretrained = pretrained.replace(params=params)
-
-        # Evaluation and export.
-        scores = evaluate(config, pretrained, pairs["validation"], source, target, workdir)
-        export = workdir / EXPORT
-        save_pretrained(export, pretrained, tokenizer=source, target_tokenizer=_unless_same(target, config))
-    for name, value in scores.items():
-        print(f"{name} {value:.2f}")
-    print(f"wrote {export} (torch's EncoderDecoderModel.from_pretrained loads it)")
-    return export
+    store = checkpoints.open_store(workdir, config.evaluation.best, config.checkpoints.keep)
+    try:
+        checkpoints.claim(workdir, config, store)
+        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        with jax.set_mesh(mesh):
+            return Run(config, workdir, store, mesh).complete(stop_at)
+    finally:
+        store.close()
 
 
-def _read(config: TrainConfig, split: str) -> list[Pair]:
-    fields = {"source_field": config.data.source_field, "target_field": config.data.target_field}
-    return read_pairs(getattr(config.data, split), limit=getattr(config.data, f"{split}_limit"), **fields)
+class Run:
+    """One fine-tuning in a workdir; `complete` does it all."""
 
+    def __init__(self, config: TrainConfig, workdir: Path, store: Store, mesh: Mesh):
+        self.config, self.workdir, self.store, self.mesh = config, workdir, store, mesh
 
-def _unless_same(target: Tokenizer, config: TrainConfig) -> Tokenizer | None:
-    return None if config.encoder == config.decoder else target
+        # Data.
+        self.tokenizers = Tokenizers.load(config.encoder, config.decoder)
+        self.train, self.validation = load_examples(config.data, self.tokenizers, seed=config.seed)
+        say(f"training: {self.train.counts}\nvalidation: {self.validation.counts}")
+        self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
+        self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
+        say(_plan_text(self.plan, self.num_steps))
+        _check_division(self.plan, config.batch.accumulation, mesh)
 
+        # Model.
+        self.pretrained = warm_start(config, mesh, self.tokenizers)
+        say(self.pretrained.report)
+        if is_first():
+            (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
+        frozen = frozen_parameters(self.pretrained.params, config.optimizer.freeze)
+        say(_size_text(self.pretrained.params, frozen))
+        save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
 
-def warm_start(config: TrainConfig, mesh, source: Tokenizer, target: Tokenizer) -> Pretrained:
-    """The pair that the config asks for, with its generation settings."""
-    pretrained = from_encoder_decoder_pretrained(
-        config.encoder, config.decoder, mesh=mesh, seed=config.seed, **config.warm_start
-    )
-    for role, tokenizer in (("encoder", source), ("decoder", target)):
-        rows = getattr(pretrained.config, role).vocab_size
-        if tokenizer.vocab_size > rows:
-            raise ValueError(
-                f"the {role}'s tokenizer has {tokenizer.vocab_size} tokens and its embedding table {rows} rows; they do"
-                " not belong together, or the table needs resize_token_embeddings"
-            )
-    generation = pretrained.generation_config.replace(**config.generation)
-    model = pretrained.model.clone(remat=config.remat)
-    pretrained = pretrained.replace(model=model, generation_config=generation)
-    if config.random_weights:
-        sides = [json.loads(side.source_json) for side in (pretrained.config.encoder, pretrained.config.decoder)]
-        tokens = {"decoder_start_token_id": pretrained.config.decoder_start_token_id}
-        tokens |= {"pad_token_id": pretrained.config.pad_token_id, "eos_token_id": pretrained.config.eos_token_ids}
-        random = from_encoder_decoder_configs(*sides, seed=config.seed, mesh=mesh, **tokens)
-        pretrained = random.replace(generation_config=generation)
-    return pretrained
+        # Step.
+        tx = optimizer(config.optimizer, self.num_steps, frozen)
+        schedule = learning_rate(config.optimizer, self.num_steps)
+        model, dropout = training_model(self.pretrained.model, config)
+        options = {"label_smoothing": config.label_smoothing, "accumulation": config.batch.accumulation}
+        step = make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options)
+        self.step = jax.jit(step, donate_argnums=0)
+        # The state takes the parameters over: each step consumes them.
+        self.state = TrainState.create(self.pretrained.params, tx)
+        self.pretrained = self.pretrained.replace(params=None)
 
+    def complete(self, stop_at: int | None = None) -> Path:
+        """Trains, evaluates, exports."""
+        start = self.store.latest() or 0
+        if start:
+            self.state = checkpoints.restore(self.store, start, self.state, self.train.fingerprint)
+            say(f"going on from step {start} of {self.num_steps}")
+        self.journal = Journal(self.workdir, start)
+        try:
+            if start == 0 and self.config.evaluation.at_start:
+                self.journal.evaluation(0, self.evaluate(self.state.params))
+            last = self._train(start, stop_at)
+            return self._finish(last)
+        finally:
+            self.journal.close()
 
-def batches(config: TrainConfig, encoded: EncodedPairs, source: Tokenizer):
-    """Batch of step 0, 1, 2 ...: each follows from the config and its number alone."""
-    lengths = {"source_length": config.data.max_source_length, "target_length": config.data.max_target_length}
-    for step in range(config.num_steps):
-        indices = batch_indices(step, len(encoded), config.batch_size, seed=config.seed)
-        yield make_batch(encoded, indices, source_pad_id=source.pad_token_id or 0, **lengths)
-
-
-def run_steps(config: TrainConfig, pretrained: Pretrained, mesh, batches, metrics_file: Path) -> Any:
-    """Trains for config.num_steps steps and returns the parameters."""
-    tx = optimizer(config.optimizer, config.num_steps)
-    schedule = learning_rate(config.optimizer, config.num_steps)
-    dropout = any(
-        rate
-        for side in (pretrained.config.encoder, pretrained.config.decoder)
-        for rate in (side.dropout, side.attention_dropout, side.activation_dropout, side.embedding_dropout)
-    )
-    step_fn = make_train_step(pretrained.model, tx, schedule, seed=config.seed, dropout=dropout)
-    step_fn = jax.jit(step_fn, donate_argnums=0)
-    # The caller's parameters stay usable: the step donates its state.
-    state = TrainState.create(jax.tree.map(lambda x: x.copy(), pretrained.params), tx)
-    with metrics_file.open("w") as log, tqdm(total=config.num_steps, desc="train", unit="step") as bar:
-        previous, start, tokens, since = None, time.perf_counter(), 0, 0
-        for number, batch in enumerate(prefetch(batches), 1):
-            tokens += int(batch["attention_mask"].sum() + (batch["labels"] != -100).sum())
-            state, metrics = step_fn(state, shard_batch(batch, mesh))
-            # Metrics are read one step late, so that the device never waits for the host.
-            if previous is not None:
-                _check_finite(previous, number - 1)
-            previous = metrics
-            bar.update()
-            if number % config.log_every == 0 or number == config.num_steps:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(metrics, number)
-                now = time.perf_counter()
-                rate = (tokens - since) / (now - start)
-                start, since = now, tokens
-                log.write(json.dumps({"step": number, **values, "tokens_per_second": rate}) + "\n")
-                log.flush()
-                bar.set_postfix(
-                    loss=f"{values['loss']:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{rate:.0f}"
-                )
-    return state.params
-
-
-def _check_finite(metrics: dict[str, jax.Array], step: int) -> None:
-    loss = float(metrics["loss"])
-    if not np.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss of step {step} is {loss}; lower optimizer.learning_rate, raise its warmup_steps, or look for"
-            " empty targets in the data"
+    def evaluate(self, params: Any, *, whole: bool = False) -> Evaluation:
+        """Scores on the validation examples; decodes all of them, or as many as the config says."""
+        settings = self.config.evaluation
+        return evaluate(
+            self.pretrained.replace(params=params),
+            self.validation,
+            self.tokenizers,
+            self.mesh,
+            metrics=settings.metrics,
+            batch_size=settings.batch_size,
+            decode_limit=None if whole else settings.decode_limit,
+            progress=is_first(),
         )
 
+    def _train(self, start: int, stop_at: int | None) -> Evaluation | None:
+        """Steps `start` to the last one, with evaluations and checkpoints; returns the last evaluation."""
+        config, evaluation = self.config, None
+        planned = batches(
+            self.train,
+            self.plan,
+            start,
+            self.num_steps,
+            source_pad_id=self.tokenizers.source.fill_id,
+            local_rows=functools.partial(local_rows, self.mesh),
+        )
+        bar = tqdm(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
+        with bar, _interrupts() as interrupted:
+            meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store)
+            for number, batch in enumerate(planned, start + 1):
+                self.state, metrics = self.step(self.state, shard_batch(batch.arrays, self.mesh, rows=batch.rows))
+                meter.step(number, metrics, batch.tokens)
+                stop = interrupted() or ("asked to" if number == stop_at else None)
+                measure = number == self.num_steps or _every(number, config.evaluation.every)
+                if measure or stop or _every(number, config.checkpoints.every):
+                    meter.flush()
+                    evaluation = self.evaluate(self.state.params) if measure and not stop else None
+                    if evaluation:
+                        self.journal.evaluation(number, evaluation)
+                    scores = evaluation and evaluation.scores
+                    checkpoints.save(self.store, number, self.state, self.train.fingerprint, scores)
+                    meter.pause_over()
+                if stop:
+                    raise Stopped(number, stop)
+        return evaluation
 
-def evaluate(
-    config: TrainConfig,
-    pretrained: Pretrained,
-    pairs: list[Pair],
-    source: Tokenizer,
-    target: Tokenizer,
-    workdir: Path,
-) -> dict[str, float]:
-    """Decodes the validation pairs; writes samples.txt and scores.json; returns ROUGE (mean F1, 0 to 100)."""
-    outputs = decode_texts(
-        pretrained,
-        [pair.source for pair in pairs],
-        source,
-        target,
-        batch_size=config.eval_batch_size,
-        max_source_length=config.data.max_source_length,
-        progress=True,
-    )
-    predictions = [hypotheses[0] for hypotheses in outputs]
-    scores = rouge(predictions, [pair.target for pair in pairs])
-    with (workdir / "samples.txt").open("w") as file:
-        for pair, prediction in zip(pairs, predictions):
-            file.write(f"source:    {pair.source}\nreference: {pair.target}\noutput:    {prediction}\n\n")
-    for pair, prediction in list(zip(pairs, predictions))[:5]:
-        print(f"reference: {pair.target}\noutput:    {prediction}\n")
-    (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    return scores
+    def _finish(self, last: Evaluation | None) -> Path:
+        """Exports the best checkpoint with its scores on all validation examples."""
+        best = self.store.best() or self.num_steps
+        if best != self.num_steps:
+            say(f"the best {self.config.evaluation.best} was that of step {best}, which is exported")
+            self.state = checkpoints.restore(self.store, best, self.state, self.train.fingerprint)
+        limit = self.config.evaluation.decode_limit
+        if best != self.num_steps or last is None or (limit is not None and limit < len(self.validation)):
+            last = self.evaluate(self.state.params, whole=True)
+        export = self.workdir / checkpoints.EXPORT
+        save_pretrained(export, self.pretrained.replace(params=self.state.params), **_saved(self.tokenizers))
+        if is_first():
+            (self.workdir / SCORES).write_text(json.dumps({"step": best, **last.scores}, indent=2) + "\n")
+        say(f"\nscores of step {best} on {len(last.samples)} validation examples (all in {self.workdir / SCORES}):")
+        for name, value in last.scores.items():
+            say(f"{name} {value:.2f}")
+        say(
+            f"\nmade in {self.workdir}:\n"
+            f"  {checkpoints.EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"
+            f"  {checkpoints.STORE}/{best}/  its checkpoint, with the optimizer's state\n"
+            f"  samples.txt, metrics.jsonl, {REPORT}, {checkpoints.CONFIG}, tensorboard/"
+        )
+        return export
+
+
+class Meter:
+    """Watches the steps: reads their metrics one step late, so that the device never waits for the host."""
+
+    def __init__(self, journal: Journal, bar: tqdm, every: int, last: int, store: Store):
+        self._journal, self._bar, self._every, self._last, self._store = journal, bar, every, last, store
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._compiled = False
+        self.pause_over()
+
+    def step(self, number: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+        """Takes the metrics of a step that was begun, and reads those of the step before."""
+        self.flush()
+        self._pending = (number, metrics)
+        self._tokens += tokens
+        self._bar.update()
+
+    def flush(self) -> None:
+        """Reads what is still to be read."""
+        if self._pending is None:
+            return
+        (number, metrics), self._pending = self._pending, None
+        loss = float(metrics["loss"])
+        if not np.isfinite(loss):
+            kept = self._store.latest()
+            raise FloatingPointError(
+                f"the loss of step {number} is {loss}; lower optimizer.learning_rate, raise its warmup_steps, or look for"
+                f" empty targets in the data ({'no checkpoint was written yet' if kept is None else f'step {kept} is kept'})"
+            )
+        if not self._compiled:  # the first step's time is the compiler's
+            self._compiled = True
+            self.pause_over()
+        if number % self._every == 0 or number == self._last:
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            now = time.perf_counter()
+            values["tokens_per_second"] = self._tokens / max(now - self._begin, 1e-9)
+            self._tokens, self._begin = 0, now
+            self._journal.scalars(number, values, "train")
+            self._bar.set_postfix(
+                loss=f"{loss:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{values['tokens_per_second']:.0f}"
+            )
+
+    def pause_over(self) -> None:
+        """Evaluations and checkpoints do not count as time of the steps."""
+        self._tokens, self._begin = 0, time.perf_counter()
+
+
+def _every(number: int, count: int | None) -> bool:
+    return count is not None and number % count == 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[Any]:
+    """A function that tells whether SIGINT or SIGTERM came; a second SIGINT breaks off at once.
+
+    Where several processes work as one, a signal to one of them would leave the others waiting: it acts as usual there.
+    """
+    came: list[str] = []
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def note(number, frame):
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+    parts = batch_parts(mesh) * accumulation
+    for bucket in plan.buckets:
+        if bucket.rows % parts:
+            raise ValueError(
+                f"a batch of {bucket.rows} examples does not divide: the mesh splits it {batch_parts(mesh)} ways (replica"
+                f" x data x fsdp), accumulation {accumulation} ways; give batch.size (with batch.tokens: batch.multiple)"
+                f" as a multiple of {parts}, or another mesh"
+            )
+
+
+def _plan_text(plan: BatchPlan, num_steps: int) -> str:
+    shapes = ", ".join(f"{b.rows} x ({b.source_length} + {b.target_length})" for b in plan.buckets)
+    epochs = num_steps / plan.batches_per_epoch
+    return f"{num_steps} steps are {epochs:.2f} epochs; batches are examples x (source + target tokens): {shapes}"
+
+
+def _size_text(params: Any, frozen: Any) -> str:
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if frozen is None:
+        return f"{total:,} parameters"
+    fixed = sum(x.size for x, fix in zip(jax.tree.leaves(params), jax.tree.leaves(frozen)) if fix)
+    return f"{total:,} parameters, of which {fixed:,} are frozen"
+
+
+def _saved(tokenizers: Tokenizers) -> dict[str, Any]:
+    target = None if tokenizers.target is tokenizers.source else tokenizers.target
+    return {"tokenizer": tokenizers.source, "target_tokenizer": target}

@@ -178,7 +178,11 @@ def write_safetensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]]
     written: list[list[str]] = []
 
     def flush() -> None:
-        save_file(held, directory / f"shard-{len(written)}.tmp", metadata={"format": "pt"})
+        file = directory / f"shard-{len(written)}.tmp"
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(held, file, metadata={"format": "pt"})
+        file.chmod(mode)  # save_file's are for the owner only
         written.append(list(held))
         held.clear()
 

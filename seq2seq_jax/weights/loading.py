@@ -20,6 +20,7 @@ from seq2seq_jax.families.rules import TRANSPOSE, Rule, linear_rules
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import layer_slot
+from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.parallel.rules import partition_spec, shards
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.report import Report
@@ -335,7 +336,7 @@ def torch_tensors(model: EncoderDecoder, params: Mapping[str, Any]) -> Iterator[
             path, row = locate[parts[part]]
             array = full[path] if row is None else full[path][row]
             side = parts[part].split("/")[0]
-            array = np.asarray(array)
+            array = to_host(array)
             if side in ("encoder", "decoder") and rule.flax[part] in VOCAB_LEAVES:
                 array = array[: getattr(model.config, side).vocab_size]
             arrays.append(array)

@@ -1,4 +1,4 @@
-"""Parameters as an Orbax / TensorStore directory: restored in part, and straight onto a mesh.
+"""Parameters, and the states of a training run, as Orbax / TensorStore directories: restored straight onto a mesh.
 
 Every use of Orbax by the package is in this file, since its names still move.
 """
@@ -6,7 +6,7 @@ Every use of Orbax by the package is in this file, since its names still move.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers as managers
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
@@ -78,3 +79,86 @@ def restore_params(
             partial_restore=True,
         )
         return checkpointer.restore(target, args=args)
+
+
+class Store:
+    """The checkpoints of a run, `directory`/<step>/ with params (as `restore_params` reads them), optimizer, position.
+
+    Kept are the last `keep` and the best; `save` returns before all is written, `close` waits.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, keep: int, rank: Callable[[Mapping[str, float]], float], read_only: bool = False
+    ):
+        """Opens or makes a directory.
+
+        Args:
+          rank: of a checkpoint's scores; higher is better.
+        """
+        self.directory = Path(directory).absolute()
+        self._rank = rank
+        kept = managers.AnyPreservationPolicy(
+            [
+                managers.LatestN(keep),
+                managers.BestN(n=1, get_metric_fn=rank, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        # best_fn makes it write the scores.
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, best_fn=rank, read_only=read_only)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(
+        self, step: int, params: Any, optimizer: Any, position: Mapping[str, Any], scores: Mapping[str, float] | None
+    ) -> None:
+        """Writes one checkpoint; `position` is JSON."""
+        items = {
+            PARAMS: ocp.args.PyTreeSave(params),
+            "optimizer": ocp.args.PyTreeSave(optimizer),
+            "position": ocp.args.JsonSave(dict(position)),
+        }
+        metrics = None if scores is None else dict(scores)
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def latest(self) -> int | None:
+        """The last step that is kept."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the best scores; None if none has any."""
+        self._manager.wait_until_finished()
+        scored = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        ranks = {step: self._rank(scores) for step, scores in scored.items() if scores}
+        return max(ranks, key=lambda step: (ranks[step], step)) if ranks else None
+
+    def scores(self, step: int) -> dict[str, float] | None:
+        """What was measured at a step."""
+        return self._manager.metrics(step)
+
+    def position(self, step: int) -> dict[str, Any]:
+        """The position that was saved with a step."""
+        args = ocp.args.Composite(position=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["position"]
+
+    def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
+        """Parameters and optimizer state of a step, in the shapes, dtypes and places of those given.
+
+        Vocabularies may be padded otherwise than when they were written.
+
+        Raises:
+          ValueError: if what is stored is not of that structure.
+        """
+        items = {}
+        for name, like in ((PARAMS, params), ("optimizer", optimizer)):
+            # Not strict: the vocabulary may be padded for another mesh.
+            arguments = jax.tree.map(
+                lambda x: ocp.ArrayRestoreArgs(dtype=x.dtype, sharding=x.sharding, global_shape=x.shape, strict=False),
+                like,
+            )
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+            items[name] = ocp.args.PyTreeRestore(item=shapes, restore_args=arguments)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return restored[PARAMS], restored["optimizer"]
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._manager.close()

@@ -21,6 +21,7 @@ from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
+from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.weights import hf_config, initialization, native
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json, write_json, write_safetensors
 from seq2seq_jax.weights.loading import Loader, Side, torch_tensors
@@ -69,11 +70,13 @@ def from_pretrained(
     dtype: Dtype = jnp.float32,
     param_dtype: Dtype = jnp.float32,
     mesh: Mesh | None = None,
+    params_directory: str | os.PathLike | None = None,
 ) -> Pretrained:
     """Loads a pair that torch's EncoderDecoderModel, `save_pretrained` or `save_orbax` wrote.
 
     Args:
       path_or_id: a directory, or a hub id.
+      params_directory: a checkpoint of a run (`<workdir>/checkpoints/<step>`), if `path_or_id` is the run's `model/`.
       dtype: of the computation. param_dtype: of the parameters.
       mesh: each device gets its part of the parameters only.
 
@@ -94,8 +97,8 @@ def from_pretrained(
     config = hf_config.pair_from_hf(hf, mesh)
     config = dataclasses.replace(config, **hf_config.pair_tokens(config, hf, generation, report))
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
-    if (directory / native.PARAMS).is_dir():
-        params = native.restore_params(directory, model, mesh=mesh, dtype=param_dtype)
+    if params_directory is not None or (directory / native.PARAMS).is_dir():
+        params = native.restore_params(Path(params_directory or directory), model, mesh=mesh, dtype=param_dtype)
         extras = read_json(directory / EXTRAS)
         for path in flatten_dict(params, sep="/"):
             report.add(path.split("/")[0], path, "copied")
@@ -243,8 +246,13 @@ def save_pretrained(
         for name, array in pretrained.aside.items():
             yield name, array if dtype is None else array.astype(jnp.dtype(dtype))
 
-    write_safetensors(directory, tensors(), max_shard_size)
-    _write_rest(directory, pretrained, tokenizer, target_tokenizer)
+    if is_first():
+        write_safetensors(directory, tensors(), max_shard_size)
+        _write_configs(directory, pretrained, tokenizer, target_tokenizer)
+    else:
+        for _ in tensors():  # gathering them takes every process
+            pass
+    barrier("save_pretrained")
 
 
 def save_orbax(
@@ -254,13 +262,24 @@ def save_orbax(
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     native.save_params(directory, pretrained.config, pretrained.params)
-    write_json(directory / EXTRAS, {"dtypes": dict(pretrained.dtypes)})
-    if pretrained.aside:
-        save_file({name: np.ascontiguousarray(a) for name, a in pretrained.aside.items()}, directory / ASIDE)
-    _write_rest(directory, pretrained, tokenizer, target_tokenizer)
+    save_frame(directory, pretrained, tokenizer=tokenizer, target_tokenizer=target_tokenizer)
 
 
-def _write_rest(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:
+def save_frame(
+    path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
+) -> None:
+    """Writes all of `save_orbax` but the parameters."""
+    directory = Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        write_json(directory / EXTRAS, {"dtypes": dict(pretrained.dtypes)})
+        if pretrained.aside:
+            save_file({name: np.ascontiguousarray(a) for name, a in pretrained.aside.items()}, directory / ASIDE)
+        _write_configs(directory, pretrained, tokenizer, target_tokenizer)
+    barrier("save_frame")
+
+
+def _write_configs(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:
     """Configs and tokenizers."""
     generation = hf_config.generation_file(
         pretrained.generation_config, pretrained.config, pretrained.generation_source

@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from checkpoints import BERT, TOKENS, make_pair, standalone
 
 from seq2seq_jax.config import OptimizerConfig, TrainConfig, from_mapping
-from seq2seq_jax.training.configs import train_config
-from seq2seq_jax.training.loop import run_steps
-from seq2seq_jax.training.optimizers import learning_rate
-from seq2seq_jax.training.step import TrainState, make_train_step
+from seq2seq_jax.training.configs import describe, train_config
+from seq2seq_jax.training.optimizers import frozen_parameters, learning_rate, optimizer
+from seq2seq_jax.training.step import TrainState, loss_and_grads, make_train_step
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,6 +25,7 @@ CONFIG = {
     "encoder": "tiny",
     "decoder": "tiny",
     "data": {"train": "debian-synopsis:train", "validation": "debian-synopsis:validation"},
+    "num_steps": 5,
 }
 
 
@@ -55,15 +54,28 @@ def test_train_generate_convert(bert, tmp_path):
     code, out, err = run(
         "scripts/train.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}",
         f"--config.encoder={bert}", f"--config.decoder={bert}", "--config.num_steps=4", "--config.log_every=2",
-        "--config.batch_size=4", "--config.data.train_limit=20", "--config.data.validation_limit=3",
+        "--config.batch.size=4", "--config.data.train_limit=20", "--config.data.validation_limit=3",
     )  # fmt: skip
     assert code == 0, err
-    assert "initialised (identity)" in out and "rouge1 " in out and "scripts/generate.py --model=" in out
+    assert (
+        "initialised (identity)" in out
+        and "rouge1 " in out
+        and "scripts/generate.py --model=" in out
+        and "step 0: loss" in out
+    )
     assert "loss=" in err, "the progress bar"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4] and all(np.isfinite(line["loss"]) for line in lines)
-    assert (tmp_path / "run" / "samples.txt").read_text().count("reference: ") == 3
+    assert [line["step"] for line in lines] == [0, 2, 4, 4] and all(
+        np.isfinite(line["train/loss"]) for line in lines[1:3]
+    )
+    assert (tmp_path / "run" / "samples.txt").read_text().count("reference: ") == 6
     export = tmp_path / "run" / "pretrained"
+    code, out, err = run("scripts/evaluate.py", f"--model={tmp_path / 'run'}", "--data=debian-synopsis:validation",
+                         "--limit=3", f"--output={tmp_path / 'scored'}")  # fmt: skip
+    assert code == 0, err
+    scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
+    assert scores["loss"] == pytest.approx(lines[-1]["eval/loss"], rel=1e-5) and "bleu " in out
+    assert len((tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()) == 3
     assert from_pretrained(export).generation_config.num_beams == 4
 
     (tmp_path / "in.txt").write_text("A small library.\n\nA large game.\n")
@@ -102,6 +114,8 @@ def test_every_field_of_a_config():
         from_mapping(TrainConfig, {**CONFIG, "optimizer": {"learning_rat": 1}})
     with pytest.raises(ValueError, match=r"config\.encoder is missing"):
         from_mapping(TrainConfig, {"decoder": "x", "data": CONFIG["data"]})
+    listed = describe(train_config(CONFIG))
+    assert "config.optimizer.learning_rate" in listed and "[here: 5]" in listed
 
 
 def test_schedule():
@@ -140,16 +154,38 @@ def test_step_learns_compiles_once_and_repeats(pair):
     assert step._cache_size() == 1
 
 
-def test_not_finite_stops_with_the_step(pair, tmp_path):
-    config = from_mapping(TrainConfig, {**CONFIG, "num_steps": 6, "batch_size": 4})
-    from seq2seq_jax.parallel.mesh import make_mesh
+def test_accumulation_is_one_large_batch(pair):
+    batch = next(batches(1))
+    batch["labels"] = batch["labels"].copy()
+    batch["labels"][0, 1:] = -100  # parts of unequal weight
+    one, many = (
+        jax.jit(lambda p, n=n: loss_and_grads(pair.model, p, batch, accumulation=n))(pair.params) for n in (1, 4)
+    )
+    np.testing.assert_allclose(one[0], many[0], rtol=1e-6)
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one[1]))
+    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(many[1])):
+        np.testing.assert_allclose(a, b, atol=1e-6 * largest)
 
-    def poisoned():
-        for number, batch in enumerate(batches(6), 1):
-            if number == 3:
-                batch["labels"] = np.full_like(batch["labels"], -100)
-            yield batch
 
-    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan"):
-        run_steps(config, pair, make_mesh(data=-1), poisoned(), tmp_path / "metrics.jsonl")
-    assert jnp.isfinite(pair.params["decoder"]["head"]["bias"]).all(), "the caller's parameters are untouched"
+def test_frozen_parameters_stay(pair):
+    frozen = frozen_parameters(pair.params, ("encoder/",))
+    tx = optimizer(OptimizerConfig(learning_rate=1e-2), 5, frozen)
+    step = jax.jit(make_train_step(pair.model, tx, lambda t: 0.0, seed=0, frozen=frozen, dropout=False))
+    state, _ = step(TrainState.create(pair.params, tx), next(batches(1)))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, pair.params)
+    assert all(jax.tree.leaves(same["encoder"])) and not any(jax.tree.leaves(same["decoder"]["head"]))
+    with pytest.raises(ValueError, match="'encodr' matches no parameter's path"):
+        frozen_parameters(pair.params, ("encodr",))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1]),
+        ("cosine", [1, 0.55, 0.1]),
+        ("inverse_sqrt", [(4 / 5) ** 0.5, (4 / 10) ** 0.5, (4 / 15) ** 0.5]),
+    ],
+)
+def test_other_schedules(schedule, expected):
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_fraction=0.1, schedule=schedule)
+    np.testing.assert_allclose([float(learning_rate(config, 14)(t)) for t in (4, 9, 14)], expected, rtol=1e-5)

@@ -1,10 +1,9 @@
 import pytest
 
-from seq2seq_jax.evaluation.rouge import rouge
+from seq2seq_jax.evaluation.metrics import rouge, score
 
 
-def test_by_hand():
-    pytest.importorskip("rouge_score")
+def test_rouge_by_hand():
     scores = rouge(["the cat sat", "a b"], ["the cat sat down", "c d"])
     # rouge1: precision 3/3, recall 3/4, F1 6/7; the second pair shares nothing.
     assert scores["rouge1"] == pytest.approx(100 * (6 / 7) / 2)
@@ -15,8 +14,17 @@ def test_by_hand():
     assert rouge(["runs"], ["running"], use_stemmer=False)["rouge1"] == 0
 
 
+def test_all():
+    scores = score(["a b c d e", "x"], ["a b c d e", "y"], ["exact_match", "bleu", "chrf"])
+    assert list(scores) == ["exact_match", "bleu", "chrf"] and scores["exact_match"] == 50
+    # 5 of 6, 4 of 4, 3 of 3, 2 of 2 n-grams; no brevity penalty.
+    assert scores["bleu"] == pytest.approx(100 * (5 / 6) ** 0.25) and 50 < scores["chrf"] < 100
+
+
 def test_nothing_to_score():
     with pytest.raises(ValueError, match="there are 1 predictions and 2 references"):
-        rouge(["a"], ["a", "b"])
+        score(["a"], ["a", "b"], ["rouge"])
     with pytest.raises(ValueError, match="all references are empty"):
-        rouge(["a"], [" "])
+        score(["a"], [" "], ["rouge"])
+    with pytest.raises(ValueError, match="metric 'rogue' is unknown: did you mean 'rouge'"):
+        score(["a"], ["a"], ["rogue"])

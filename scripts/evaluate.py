@@ -1,0 +1,97 @@
+"""Scores a pair on a data file: a table on the screen, scores.json and predictions.jsonl in --output.
+
+scripts/evaluate.py --model=runs/quickstart --data=debian-synopsis:validation --output=runs/quickstart/evaluation
+
+--model is the workdir of a run (whose columns, lengths and prefixes are followed), a directory that save_pretrained or
+torch wrote, or a hub id. --data is a .jsonl, .csv or .parquet file, a shipped set, or a directory or hub id with a split.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from seq2seq_jax.config import METRICS, DataConfig, parse_settings
+from seq2seq_jax.data.encoding import encode_pairs
+from seq2seq_jax.data.sources import load_pairs
+from seq2seq_jax.evaluation.evaluate import evaluate
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.checkpoints import load_trained
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "A run's workdir, a directory that we or torch saved, or a hub id.", required=True)
+flags.DEFINE_string("data", None, "The examples.", required=True)
+flags.DEFINE_string("output", None, "A directory for scores.json and predictions.jsonl.", required=True)
+flags.DEFINE_integer("step", None, "Of a workdir: this checkpoint; default: the exported one, or else the best.")
+flags.DEFINE_list("metrics", ["rouge", "bleu"], f"Any of {', '.join(METRICS)}.")
+flags.DEFINE_integer("limit", None, "At most so many examples.")
+flags.DEFINE_integer("batch_size", 16, "Examples decoded at once.")
+flags.DEFINE_multi_string("set", [], "A generation setting, name=value.")
+flags.DEFINE_string("source_tokenizer", None, "Where the source's tokenizer is, if not beside the model.")
+flags.DEFINE_string("target_tokenizer", None, "Where the target's tokenizer is, if not beside the model.")
+# Settings of the texts; default: as in training.
+flags.DEFINE_string("source_field", None, "Column of the texts to read; default: as in training, or 'document'.")
+flags.DEFINE_string("target_field", None, "Column of the references; default: as in training, or 'summary'.")
+flags.DEFINE_string("source_prefix", None, "Put before each source; default: as in training.")
+flags.DEFINE_string("subset", None, "Which configuration of a hub data set.")
+flags.DEFINE_integer("max_source_length", None, "In tokens; default: as in training, or the model's limit.")
+flags.DEFINE_integer("max_target_length", None, "In tokens, for the loss; default: likewise.")
+
+
+def data_settings(known: DataConfig | None, config) -> DataConfig:
+    """The run's own, or what fits the model; then what the flags say."""
+    fitting = {"max_source_length": config.encoder.max_positions, "max_target_length": config.decoder.max_positions}
+    settings = known or DataConfig(train=FLAGS.data, **fitting)
+    names = ("source_field", "target_field", "source_prefix", "subset", "max_source_length", "max_target_length")
+    return dataclasses.replace(settings, **{n: FLAGS[n].value for n in names if FLAGS[n].value is not None})
+
+
+def main(argv):
+    logging.set_verbosity(logging.ERROR)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+    mesh = make_mesh(data=-1)
+    with jax.set_mesh(mesh):
+        pretrained, tokenizers, known = load_trained(
+            FLAGS.model,
+            step=FLAGS.step,
+            source_tokenizer=FLAGS.source_tokenizer,
+            target_tokenizer=FLAGS.target_tokenizer,
+            mesh=mesh,
+        )
+        settings = data_settings(known, pretrained.config)
+        generation = pretrained.generation_config.replace(**parse_settings(FLAGS.set))
+        pairs = load_pairs(
+            FLAGS.data,
+            source_field=settings.source_field,
+            target_field=settings.target_field,
+            limit=FLAGS.limit,
+            subset=settings.subset,
+        )
+        examples = encode_pairs(pairs, *tokenizers, settings, FLAGS.data)
+        print(f"{FLAGS.data}: {examples.counts}")
+        result = evaluate(
+            pretrained.replace(generation_config=generation),
+            examples,
+            tokenizers,
+            mesh,
+            metrics=FLAGS.metrics,
+            batch_size=FLAGS.batch_size,
+            progress=True,
+        )
+    output = Path(FLAGS.output)
+    output.mkdir(parents=True, exist_ok=True)
+    content = {"model": FLAGS.model, "data": FLAGS.data, "examples": len(result.samples), **result.scores}
+    (output / "scores.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with (output / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for sample in result.samples)
+    width = max(map(len, result.scores))
+    for name, value in result.scores.items():
+        print(f"{name.ljust(width)}  {value:10.2f}")
+    print(f"wrote {output / 'scores.json'} and {output / 'predictions.jsonl'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,47 @@
+"""Settings as frozen dataclasses: what a transformer is, what a pair is, how it generates, what a run does.
+
+Validation, no behaviour.
+"""
+
+from seq2seq_jax.config.generation import GenerationConfig, generation_from_hf, generation_to_hf
+from seq2seq_jax.config.models import (
+    ACTIVATIONS,
+    Alias,
+    EncoderDecoderConfig,
+    LayerSettings,
+    TransformerConfig,
+)
+from seq2seq_jax.config.training import (
+    METRICS,
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_settings
+
+__all__ = [
+    "ACTIVATIONS",
+    "METRICS",
+    "Alias",
+    "BatchConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "EncoderDecoderConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "LayerSettings",
+    "MeshConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "check",
+    "from_mapping",
+    "generation_from_hf",
+    "generation_to_hf",
+    "nearest",
+    "parse_settings",
+]

@@ -1,0 +1,72 @@
+"""Checking settings, and making them from mappings and from command lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known name nearest to `name`, and the known ones (of many, the near ones)."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=5, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}" if len(known) <= 20 else f"{hint}near it: {', '.join(close)}"
+
+
+def check(condition: bool, message: str) -> None:
+    """A ValueError with `message`, unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def setting(default: Any = dataclasses.MISSING, *, help: str, may_change: bool = False) -> Any:
+    """A dataclass field of a run, with its meaning.
+
+    Args:
+      default: without one, the field must be given; a mapping is copied for each instance.
+      may_change: whether a run that goes on from a checkpoint may have another value than before.
+    """
+    metadata = {"help": " ".join(help.split()), "may_change": may_change}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") -> Any:
+    """A dataclass from a mapping (an ml_collections.ConfigDict, say), nested ones too.
+
+    Raises:
+      ValueError: for a key that the dataclass lacks (names the nearest), or one that it needs.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        check(name in fields, f"{where}.{name} is unknown: {nearest(name, fields)}")
+    for name, f in fields.items():
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        check(values.get(name) is not None or not needed, f"{where}.{name} is missing; give it a value")
+    out = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            value = from_mapping(hint, value, f"{where}.{name}")
+        out[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**out)
+
+
+def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """name=value texts from a command line; values are read as JSON where they are such (true, 3, [1, 2])."""
+    out = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        check(bool(name and equals), f"setting {assignment!r} is unreadable; write it as name=value")
+        try:
+            out[name] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name] = value
+    return out
