@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "b2": 0.98,
             },
             "evaluation": {"at_start": True, "metrics": ("rouge",), "best": "rouge1"},
-            "num_steps": 350,
+            "num_steps": 380,
             "num_epochs": 0.0,
             # So few steps are too few for dropout to pay.
             "dropout": 0.0,

@@ -3,7 +3,8 @@
 scripts/evaluate.py --model=runs/quickstart --data=debian-synopsis:validation --output=runs/quickstart/evaluation
 
 --model is the workdir of a run (whose columns, lengths and prefixes are followed), a directory that save_pretrained or
-torch wrote, or a hub id. --data is a .jsonl, .csv or .parquet file, a shipped set, or a directory or hub id with a split.
+torch wrote, or a hub id. --data is a .jsonl, .csv or .parquet file, a shipped set, or a directory or hub id with a
+split.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "seq2seq_jax_test_compilations"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-from hypothesis import settings  # noqa: E402
+from hypothesis import settings
 
 # Shared helpers (ladder.py, torch_models.py) are plain modules beside the tests.
 HERE = Path(__file__).parent

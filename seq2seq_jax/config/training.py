@@ -148,7 +148,7 @@ class EvaluationConfig:
         scores = ["loss", *(score for name in self.metrics for score in METRICS[name])]
         check(
             self.best in scores,
-            f"evaluation.best {self.best!r} is no score of metrics {', '.join(self.metrics)}: {nearest(self.best, scores)}",
+            f"evaluation.best {self.best!r} is no score of {', '.join(self.metrics)}: {nearest(self.best, scores)}",
         )
 
 

@@ -37,7 +37,8 @@ class EncodedPairs:
     """Ids of all examples that are kept.
 
     Attributes:
-      pairs: the texts. rows: columns input_ids and labels, of any length; labels begin with the first token to predict and end with the
+      pairs: the texts.
+      rows: columns input_ids and labels, of any length; labels begin with the first token to predict and end with the
         end token.
       kept: which rows of the texts these are, int [examples].
       source_lengths, target_lengths: int [examples].
@@ -139,9 +140,7 @@ def encode_pairs(
 def _nothing_left(name: str, settings: DataConfig, source: np.ndarray, target: np.ndarray, long: np.ndarray) -> str:
     for field, tokens in ((settings.source_field, source), (settings.target_field, target)):
         if not tokens.any():
-            return (
-                f"{name}: all {len(tokens)} texts under {field!r} are empty; check the columns' names, or mend the data"
-            )
+            return f"{name}: all {len(tokens)} texts under {field!r} are empty; check the columns, or mend the data"
     return (
         f"{name}: none of {len(source)} examples is left: {int(long.sum())} are too long and the others too short; change"
         " data.max_..._length, data.min_..._length or data.long_examples"

@@ -96,7 +96,8 @@ def _read_split(name: str, subset: str | None) -> datasets.Dataset:
         return datasets.load_dataset(repository, subset, split=split)
     except Exception as error:  # network, hub and builders raise many kinds
         raise FileNotFoundError(
-            f"there is no split {split!r} of a data set {repository!r} to be had ({_reason(error)}); give a directory or hub id"
+            f"there is no split {split!r} of a data set {repository!r} to be had ({_reason(error)}); give a directory"
+            " or hub id"
             f" with one of its splits, or a shipped set: {nearest(name, SHIPPED)}"
         ) from error
 

@@ -215,9 +215,10 @@ class Meter:
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
             kept = self._store.latest()
+            saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
             raise FloatingPointError(
-                f"the loss of step {number} is {loss}; lower optimizer.learning_rate, raise its warmup_steps, or look for"
-                f" empty targets in the data ({'no checkpoint was written yet' if kept is None else f'step {kept} is kept'})"
+                f"the loss of step {number} is {loss}; lower optimizer.learning_rate, raise its warmup_steps, or look"
+                f" for empty targets in the data ({saved})"
             )
         if not self._compiled:  # the first step's time is the compiler's
             self._compiled = True
@@ -270,8 +271,9 @@ def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
     for bucket in plan.buckets:
         if bucket.rows % parts:
             raise ValueError(
-                f"a batch of {bucket.rows} examples does not divide: the mesh splits it {batch_parts(mesh)} ways (replica"
-                f" x data x fsdp), accumulation {accumulation} ways; give batch.size (with batch.tokens: batch.multiple)"
+                f"a batch of {bucket.rows} examples does not divide: the mesh splits it {batch_parts(mesh)} ways"
+                f" (replica x data x fsdp), accumulation {accumulation} ways; give batch.size (with batch.tokens:"
+                " batch.multiple)"
                 f" as a multiple of {parts}, or another mesh"
             )
 

@@ -4,8 +4,8 @@ import json
 import random
 from pathlib import Path
 
-from checkpoints import make_pair, standalone
 from checkpoints import BERT as DEEPER
+from checkpoints import make_pair, standalone
 
 from seq2seq_jax.config import TrainConfig, from_mapping
 
