@@ -142,7 +142,8 @@ def _nothing_left(name: str, settings: DataConfig, source: np.ndarray, target: n
         if not tokens.any():
             return f"{name}: all {len(tokens)} texts under {field!r} are empty; check the columns, or mend the data"
     return (
-        f"{name}: none of {len(source)} examples is left: {int(long.sum())} are too long and the others too short; change"
+        f"{name}: none of {len(source)} examples is left: {int(long.sum())} are too long and the others too short;"
+        " change"
         " data.max_..._length, data.min_..._length or data.long_examples"
     )
 
