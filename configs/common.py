@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "optimizer": {"learning_rate": 5e-5, "warmup_steps": 100},
             "evaluation": {"every": 500, "decode_limit": 200, "metrics": ("rouge", "bleu")},
             "checkpoints": {"every": 500},
-            "generation": {"num_beams": 4, "no_repeat_ngram_size": 3, "early_stopping": True},
+            "generation": {"num_beams": 4, "max_length": 64, "no_repeat_ngram_size": 3, "early_stopping": True},
             "num_epochs": 3.0,
         }
     )

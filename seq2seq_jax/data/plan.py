@@ -34,9 +34,7 @@ class BatchPlan:
 
     def __init__(self, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchConfig, *, seed: int):
         self._seed = seed
-        padded = [
-            -(-np.maximum(lengths, 1) // LENGTH_STEP) * LENGTH_STEP for lengths in (source_lengths, target_lengths)
-        ]
+        padded = [_padded(np.maximum(lengths, 1)) for lengths in (source_lengths, target_lengths)]
         shapes = bucket_shapes(*padded, settings.buckets)
         self.buckets = tuple(Bucket(_rows(settings, *shape), *shape) for shape in shapes)
         self._bucket_of = np.searchsorted([source for source, _ in shapes], padded[0])
@@ -61,6 +59,11 @@ class BatchPlan:
             last = self.buckets[-1]
             batches.append((last, np.concatenate([left, np.full(last.rows - len(left), -1)])))
         return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _padded(lengths: np.ndarray) -> np.ndarray:
+    """Multiples of LENGTH_STEP, but none above the longest, for which a model may have no more positions."""
+    return np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, lengths.max())
 
 
 def bucket_shapes(source_lengths: np.ndarray, target_lengths: np.ndarray, count: int) -> list[tuple[int, int]]:

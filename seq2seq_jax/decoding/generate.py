@@ -251,5 +251,7 @@ def decoding_params(model: EncoderDecoder, params: Mapping[str, Any]) -> dict[st
             return tree
     tree = model.decoding_params(params)
     # Arrays that both forms share would keep each other alive; one that only the stored form has tells its end.
-    _latest[:] = [(model.config, [weakref.ref(leaf, lambda _: _latest.clear()) for leaf in leaves], tree)]
+    _latest[:] = [
+        (model.config, [weakref.ref(leaf, lambda _, latest=_latest: latest.clear()) for leaf in leaves], tree)
+    ]
     return tree

@@ -152,11 +152,12 @@ class Run:
             for number, batch in enumerate(planned, start + 1):
                 self.state, metrics = self.step(self.state, shard_batch(batch.arrays, self.mesh, rows=batch.rows))
                 meter.step(number, metrics, batch.tokens)
-                stop = interrupted() or ("asked to" if number == stop_at else None)
+                signalled = interrupted()
+                stop = signalled or ("asked to" if number == stop_at else None)
                 measure = number == self.num_steps or _every(number, config.evaluation.every)
                 if measure or stop or _every(number, config.checkpoints.every):
                     meter.flush()
-                    evaluation = self.evaluate(self.state.params) if measure and not stop else None
+                    evaluation = self.evaluate(self.state.params) if measure and not signalled else None
                     if evaluation:
                         self.journal.evaluation(number, evaluation)
                     scores = evaluation and evaluation.scores

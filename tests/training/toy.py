@@ -74,4 +74,6 @@ def make(directory: Path) -> Path:
 def records(workdir: Path, name: str = "train/loss") -> dict[int, float]:
     """Step and value of one scalar in metrics.jsonl."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[name] for row in rows if name in row}
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    assert len(found) == len(dict(found)), "a step stands there twice"
+    return dict(found)
