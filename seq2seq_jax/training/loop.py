@@ -115,8 +115,12 @@ class Run:
         self.journal = Journal(self.workdir, start)
         try:
             if start == 0 and self.config.evaluation.at_start:
-                self.journal.evaluation(0, self.evaluate(self.state.params))
-            last = self._train(start, stop_at)
+                self._measure(0)
+            last = None
+            if start and self._measured(start) and not self.store.scored(start):  # the signal came just before
+                last = self._measure(start)
+                self.store.add_scores(start, last.scores)
+            last = self._train(start, stop_at) or last
             return self._finish(last)
         finally:
             self.journal.close()
@@ -134,6 +138,15 @@ class Run:
             decode_limit=None if whole else settings.decode_limit,
             progress=is_first(),
         )
+
+    def _measured(self, number: int) -> bool:
+        """Whether a step is one to evaluate at."""
+        return number == self.num_steps or _every(number, self.config.evaluation.every)
+
+    def _measure(self, number: int) -> Evaluation:
+        evaluation = self.evaluate(self.state.params)
+        self.journal.evaluation(number, evaluation)
+        return evaluation
 
     def _train(self, start: int, stop_at: int | None) -> Evaluation | None:
         """Steps `start` to the last one, with evaluations and checkpoints; returns the last evaluation."""
@@ -154,12 +167,11 @@ class Run:
                 meter.step(number, metrics, batch.tokens)
                 signalled = interrupted()
                 stop = signalled or ("asked to" if number == stop_at else None)
-                measure = number == self.num_steps or _every(number, config.evaluation.every)
+                measure = self._measured(number)
                 if measure or stop or _every(number, config.checkpoints.every):
                     meter.flush()
-                    evaluation = self.evaluate(self.state.params) if measure and not signalled else None
-                    if evaluation:
-                        self.journal.evaluation(number, evaluation)
+                    # After a signal the time may be short: the next run makes up for it.
+                    evaluation = self._measure(number) if measure and not signalled else None
                     scores = evaluation and evaluation.scores
                     checkpoints.save(self.store, number, self.state, self.train.fingerprint, scores)
                     meter.pause_over()

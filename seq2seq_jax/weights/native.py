@@ -119,6 +119,18 @@ class Store:
         metrics = None if scores is None else dict(scores)
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
+    def scored(self, step: int) -> bool:
+        """Whether a step was saved with scores, or got them later."""
+        self._manager.wait_until_finished()
+        return bool(self._manager.metrics(step))
+
+    def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Gives scores to a step that was saved without, where CheckpointManager keeps them."""
+        name = "metrics"
+        writer = ocp.Checkpointer(ocp.JsonCheckpointHandler(filename=name))
+        writer.save(self.directory / str(step) / name, args=ocp.args.JsonSave(dict(scores)))
+        self._manager.reload()
+
     def latest(self) -> int | None:
         """The last step that is kept."""
         return self._manager.latest_step()

@@ -43,7 +43,10 @@ class Case:
         self.results = torch_models.results(self.torch, ladder.random_batch(vocabularies(self.torch)))
 
 
-@pytest.fixture(scope="module", params=[*PAIRINGS, *MORE], ids=lambda p: p if isinstance(p, str) else "-".join(p))
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MORE]
+
+
+@pytest.fixture(scope="module", params=[*PAIRINGS, *SLOW], ids=lambda p: p if isinstance(p, str) else "-".join(p))
 def case(request, tmp_path_factory):
     arguments = MORE[request.param] if isinstance(request.param, str) else request.param
     return Case(tmp_path_factory.mktemp("pair"), *arguments)

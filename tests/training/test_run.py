@@ -95,21 +95,50 @@ def test_finished_run_is_not_trained_again(work, whole):
     assert before == ((whole / "metrics.jsonl").read_text(), (whole / "pretrained" / "model.safetensors").read_bytes())
 
 
-def test_interrupt_writes_a_checkpoint(work, monkeypatch):
+def interrupt(monkeypatch, number, *signals):
+    """Signals arrive while the step of this number (from 1, of this run) is prepared."""
     shard, calls = loop.shard_batch, []
 
     def interrupting(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if len(calls) == number:
+            for each in signals:
+                os.kill(os.getpid(), each)
         return shard(*args, **kwargs)
 
     monkeypatch.setattr(loop, "shard_batch", interrupting)
+
+
+def test_interrupt_writes_a_checkpoint(work, monkeypatch):
+    interrupt(monkeypatch, 2, signal.SIGTERM)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match=r"stopped at step 2 \(SIGTERM\)"):
         train(toy.config(work), work / "interrupted")
     assert signal.getsignal(signal.SIGTERM) == handler
     assert open_store(work / "interrupted", "loss").latest() == 2
+
+
+def test_second_interrupt_breaks_off(work, monkeypatch):
+    interrupt(monkeypatch, 2, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy.config(work), work / "broken")
+    assert open_store(work / "broken", "loss").latest() is None
+
+
+def test_evaluation_that_a_signal_put_off(work, whole, monkeypatch):
+    """The run that goes on makes up for it, in the middle and at the end, and exports the best."""
+    run, config = work / "late", toy.config(work, evaluation={"every": 3, "best": "loss"})
+    for step in (3, 6):
+        with monkeypatch.context() as patch:
+            interrupt(patch, 3, signal.SIGTERM)
+            with pytest.raises(Stopped, match=f"stopped at step {step}"):
+                train(config, run)
+    assert open_store(run, "loss").best() == 3, "scored when the run went on"
+    train(config, run)
+    losses = toy.records(run, "eval/loss")
+    assert list(losses) == [3, 6] and losses[6] == toy.records(whole, "eval/loss")[6]
+    best = min(losses, key=losses.get)
+    assert open_store(run, "loss").best() == best == json.loads((run / "scores.json").read_text())["step"]
 
 
 def test_another_config_or_other_data(work, whole, tmp_path):
