@@ -23,7 +23,7 @@ flags.DEFINE_string("max_shard_size", "5GB", "Size at which safetensors are spli
 flags.DEFINE_enum(
     "dtype", None, ["float32", "float16", "bfloat16"], "Of the tensors written; default: as in the source."
 )
-flags.DEFINE_string("cross_attention_init", None, "For joining: normal, zero, self_attention or identity.")
+flags.DEFINE_string("cross_attention_init", None, "For joining: normal, zero, self_attention, identity or aligned.")
 flags.DEFINE_string("head_init", "normal", "For joining: normal or identity.")
 flags.DEFINE_enum("tie_encoder_decoder", "false", ["false", "true", "embeddings"], "For joining: what is shared.")
 flags.DEFINE_multi_string("set", [], "For joining: a field of a side, such as encoder_num_hidden_layers=3.")

@@ -12,6 +12,7 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.data.text import Tokenizer, load_tokenizer
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
+from seq2seq_jax.families.registry import families
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput, shift_tokens_right
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.weights.pretrained import (
@@ -19,6 +20,7 @@ from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
+    save_decoder,
     save_orbax,
     save_pretrained,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "Pretrained",
     "Tokenizer",
     "TransformerConfig",
+    "families",
     "from_encoder_decoder_configs",
     "from_encoder_decoder_pretrained",
     "from_pretrained",
@@ -42,6 +45,7 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "resize_token_embeddings",
+    "save_decoder",
     "save_orbax",
     "save_pretrained",
     "shift_tokens_right",

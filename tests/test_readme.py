@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from checkpoints import BERT, make_pair, standalone
 
+from seq2seq_jax.families.registry import as_table
+
 ROOT = Path(__file__).parent.parent
 NAME = "google-bert/bert-base-uncased"
 
@@ -51,3 +53,8 @@ def test_commands_are_one_line_each():
     first, second = blocks("bash")[:2]
     assert first.count("\n") == second.count("\n") == 1
     assert "scripts/train.py --config=configs/quickstart.py" in first and "pytest" in second
+
+
+def test_table_of_families():
+    """python -c "from seq2seq_jax.families.registry import as_table; print(as_table())" makes it."""
+    assert as_table() in (ROOT / "README.md").read_text()

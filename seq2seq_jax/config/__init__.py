@@ -6,9 +6,13 @@ Validation, no behaviour.
 from seq2seq_jax.config.generation import GenerationConfig, generation_from_hf, generation_to_hf
 from seq2seq_jax.config.models import (
     ACTIVATIONS,
+    PAIR,
     Alias,
+    Disentangled,
     EncoderDecoderConfig,
     LayerSettings,
+    RelativeBias,
+    Rotary,
     TransformerConfig,
 )
 from seq2seq_jax.config.training import (
@@ -26,16 +30,20 @@ from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_se
 __all__ = [
     "ACTIVATIONS",
     "METRICS",
+    "PAIR",
     "Alias",
     "BatchConfig",
     "CheckpointConfig",
     "DataConfig",
+    "Disentangled",
     "EncoderDecoderConfig",
     "EvaluationConfig",
     "GenerationConfig",
     "LayerSettings",
     "MeshConfig",
     "OptimizerConfig",
+    "RelativeBias",
+    "Rotary",
     "TrainConfig",
     "TransformerConfig",
     "check",

@@ -9,6 +9,32 @@ from typing import Any
 from seq2seq_jax.config.validation import check, nearest
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
+CHOICES = {
+    "activation": ACTIVATIONS,
+    "head_activation": ACTIVATIONS,
+    "norm": ("layer", "rms"),
+    "norm_position": ("pre", "post", "sandwich"),
+    "positions": ("learned", "sinusoidal", "sinusoidal_wide", "none"),
+    "embedding_projection": ("sum", "tokens"),
+    "head_bias": ("none", "trained", "fixed"),
+}
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (Su et al. 2021): pairs of features are turned by position * frequency.
+
+    Attributes:
+      frequencies: one angle per position for each pair; head_dim - 2 * len(frequencies) features are not turned.
+      factor: on cosine and sine (YaRN's attention factor).
+      interleaved: a pair is (2i, 2i + 1), as in RoFormer; else (i, i + half).
+      values: values are turned too.
+    """
+
+    frequencies: tuple[float, ...]
+    factor: float = 1.0
+    interleaved: bool = False
+    values: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,10 +44,56 @@ class LayerSettings:
     Attributes:
       attention_scale: factor on the attention scores; None is head_dim ** -0.5.
       cross_attention: whether this layer of a cross-attending decoder has a cross-attention block.
+      window: the largest distance at which a token sees another in self-attention; None: any.
+      rotary: turns queries and keys of the self-attention.
+      attention_norm: whether there is a norm in front of the self-attention (ModernBERT's first layer has none).
     """
 
     attention_scale: float | None = None
     cross_attention: bool = True
+    window: int | None = None
+    rotary: Rotary | None = None
+    attention_norm: bool = True
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A learned bias on attention scores by distance in buckets (Raffel et al. 2020).
+
+    Attributes:
+      buckets, max_distance: of T5's function from distance to bucket.
+      per_layer: every layer has a table of its own (UMT5), else all share one.
+    """
+
+    buckets: int
+    max_distance: int
+    per_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """DeBERTa's attention (He et al. 2021): content and relative position score each other.
+
+    Attributes:
+      max_distance: distances beyond are cut to it. buckets: of the logarithmic scale (v3); 0: none.
+      content_to_position, position_to_content: which scores are added.
+      shared_projections: positions use the query and key projections of the content (v3), else their own.
+      key_bias: whether the positions' own key projection has a bias (v2).
+      norm: a layer norm on the table of positions.
+    """
+
+    max_distance: int
+    buckets: int = 0
+    content_to_position: bool = True
+    position_to_content: bool = True
+    shared_projections: bool = False
+    key_bias: bool = True
+    norm: bool = False
+
+    @property
+    def span(self) -> int:
+        """Half the rows of the table of positions."""
+        return self.buckets or self.max_distance
 
 
 @dataclass(frozen=True)
@@ -33,18 +105,38 @@ class TransformerConfig:
       vocab_size: rows of the embedding table that mean something.
       padded_vocab_size: rows that are stored; more than vocab_size only where a mesh asks for it.
       hidden_size, num_layers, num_heads, head_dim, intermediate_size: the usual sizes.
+      num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads queries; None: num_heads.
       activation: a name of `ACTIVATIONS`.
-      norm_position: "pre" or "post" (before each block, or after each residual addition).
-      norm_eps: added to the variance.
-      embedding_norm: a layer norm on the sum of embeddings. final_norm: one after the last layer.
-      max_positions: rows of the learned position table, `position_offset` not counted.
+      norm: "layer" or "rms" (no centring, no bias); norm_eps: added to the variance; norm_bias: of a layer norm;
+        norm_scale_offset: added to the stored scale (Gemma: 1).
+      norm_position: "pre", "post" or "sandwich" (before each block, after each residual addition, or before and after
+        each block inside the residual).
+      parallel_residual: attention and MLP read the same input (GPT-NeoX).
+      embedding_norm: a norm on the sum of embeddings; positions_after_norm: they are added after it. final_norm: one
+        after the last layer.
+      positions: "learned", "sinusoidal", "sinusoidal_wide" (XGLM's frequencies) or "none": what is added to the tokens.
+      max_positions: the longest sequence; rows of a learned table, `position_offset` not counted.
+      length_limit: a shorter limit, and what to do about it; None: there is none.
       position_offset: rows of the table in front of position 0 (BART: 2).
-      type_vocab_size: token types; 0 for none.
+      position_pad_id: positions count the tokens that are not this one; that one has the row before the first
+        (RoBERTa). positions_from_mask: positions count the tokens that the mask shows (OPT).
+      type_vocab_size: token types; 0 for none. task_vocab_size: a second such table, of which row 0 is added (ERNIE).
+      embedding_size: width of the embedding tables; None: hidden_size, else a projection follows the norm, or
+        (embedding_projection "tokens") stands between token table and sum. embedding_projection_bias: its bias.
       embedding_scale: factor on the token embeddings.
+      relative_bias, disentangled: see there.
       causal: a token sees itself and what is before it.
+      attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
+        output; query_key_norm: an RMS norm on each head's queries and keys; attention_softcap: scores are
+        cap * tanh(scores / cap).
+      mlp_gated: activation(gate) * up; mlp_bias: of its projections.
       cross_attention_size: width of the encoder states that the cross-attention reads; None for no cross-attention.
-      head: whether there is a language-model head; head_transform (dense, activation, norm before it), head_bias,
-        tie_head (its kernel is the token embedding's table).
+      shared_layers: for each layer, the number of the parameters that it uses (ALBERT); None: each has its own.
+      head: whether there is a language-model head; head_transform (dense, activation, norm before it),
+        head_activation (None: `activation`), head_size (width that the kernel reads, None: embedding_size),
+        head_projection (a dense layer to that width, without bias, norm or activation),
+        head_bias ("none", "trained", or "fixed": no gradient), tie_head (its kernel is the token embedding's table),
+        head_scale (factor on the states), head_softcap (as for attention).
       dropout: after the embeddings and each block; attention_dropout: on attention weights; activation_dropout:
         inside the MLP; embedding_dropout: None means `dropout`.
       initializer_range: standard deviation of new kernels and embeddings;
@@ -60,22 +152,51 @@ class TransformerConfig:
     num_heads: int
     intermediate_size: int
     head_dim: int | None = None
+    num_kv_heads: int | None = None
     padded_vocab_size: int | None = None
     activation: str = "gelu"
-    norm_position: str = "post"
+    norm: str = "layer"
     norm_eps: float = 1e-12
+    norm_bias: bool = True
+    norm_scale_offset: float = 0.0
+    norm_position: str = "post"
+    parallel_residual: bool = False
     embedding_norm: bool = True
+    positions_after_norm: bool = False
     final_norm: bool = False
+    positions: str = "learned"
     max_positions: int = 512
+    length_limit: tuple[int, str] | None = None
     position_offset: int = 0
+    position_pad_id: int | None = None
+    positions_from_mask: bool = False
     type_vocab_size: int = 0
+    task_vocab_size: int = 0
+    embedding_size: int | None = None
+    embedding_projection: str = "sum"
+    embedding_projection_bias: bool = True
     embedding_scale: float = 1.0
+    relative_bias: RelativeBias | None = None
+    disentangled: Disentangled | None = None
     causal: bool = False
+    attention_bias: bool = True
+    attention_key_bias: bool | None = None
+    attention_out_bias: bool = True
+    query_key_norm: bool = False
+    attention_softcap: float | None = None
+    mlp_gated: bool = False
+    mlp_bias: bool = True
     cross_attention_size: int | None = None
+    shared_layers: tuple[int, ...] | None = None
     head: bool = False
     head_transform: bool = False
-    head_bias: bool = False
+    head_activation: str | None = None
+    head_size: int | None = None
+    head_projection: bool = False
+    head_bias: str = "none"
     tie_head: bool = True
+    head_scale: float = 1.0
+    head_softcap: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
@@ -98,20 +219,29 @@ class TransformerConfig:
                 f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}; give head_dim, or sizes"
                 " that divide",
             )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        if self.padded_vocab_size is None:
-            object.__setattr__(self, "padded_vocab_size", self.vocab_size)
+        derived = {
+            "head_dim": self.hidden_size // self.num_heads,
+            "num_kv_heads": self.num_heads,
+            "padded_vocab_size": self.vocab_size,
+            "embedding_size": self.hidden_size,
+        }
+        for name, value in derived.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.head_size is None:
+            object.__setattr__(self, "head_size", self.embedding_size)
+        check(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}; give sizes that divide",
+        )
         check(
             self.padded_vocab_size >= self.vocab_size,
             f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; give at least that",
         )
-        check(
-            self.activation in ACTIVATIONS,
-            f"activation {self.activation!r} is unknown: {nearest(self.activation, ACTIVATIONS)}",
-        )
-        check(
-            self.norm_position in ("pre", "post"), f"norm_position {self.norm_position!r} is neither 'pre' nor 'post'"
-        )
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if not (name == "head_activation" and value is None):
+                check(value in known, f"{name} {value!r} is unknown: {nearest(str(value), known)}")
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             value = getattr(self, name)
             check(0.0 <= value < 1.0, f"TransformerConfig.{name} is {value!r}; give a rate from 0 to below 1")
@@ -122,12 +252,29 @@ class TransformerConfig:
         return self.layer_pattern[index % len(self.layer_pattern)]
 
     @property
+    def stored_layers(self) -> int:
+        """How many layers have parameters."""
+        return self.num_layers if self.shared_layers is None else max(self.shared_layers) + 1
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The different windows of the layers, in order of appearance."""
+        return tuple(dict.fromkeys(self.layer(i).window for i in range(self.num_layers)))
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The different rotary embeddings of the layers, in order of appearance."""
+        found = dict.fromkeys(self.layer(i).rotary for i in range(self.num_layers))
+        return tuple(rotary for rotary in found if rotary is not None)
+
+    @property
     def source(self) -> dict[str, Any]:
         """The `config.json` fields that this came from."""
         return json.loads(self.source_json)
 
 
 TIES = (False, True, "embeddings")
+PAIR = "encoder-decoder"
 
 
 @dataclass(frozen=True)
@@ -156,6 +303,7 @@ class EncoderDecoderConfig:
       decoder_start_token_id, pad_token_id: what labels are shifted with; None until known.
       eos_token_ids: tokens that end a sequence.
       tie_encoder_decoder: False, True (everything that both sides have), "embeddings" (the token table), or aliases.
+      model_type: "encoder-decoder", or that of a whole sequence-to-sequence model ("bart", "t5" ...).
       source_json: the pair's own `config.json`.
     """
 
@@ -165,6 +313,7 @@ class EncoderDecoderConfig:
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     tie_encoder_decoder: bool | str | tuple[Alias, ...] = False
+    model_type: str = PAIR
     source_json: str = field(default="{}", compare=False, repr=False)
 
     def __post_init__(self):
@@ -182,6 +331,11 @@ class EncoderDecoderConfig:
                     0 <= value < self.decoder.vocab_size,
                     f"{name} {value} is outside the decoder's vocabulary of {self.decoder.vocab_size}",
                 )
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it joins two checkpoints; else it is a sequence-to-sequence model of one class."""
+        return self.model_type == PAIR
 
     @property
     def has_projection(self) -> bool:

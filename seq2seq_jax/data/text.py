@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from seq2seq_jax.data import tokenizer_files
+from seq2seq_jax.weights import tokenizer_files
 from seq2seq_jax.weights.files import local_directory
 
 # Where the two sides of a pair have different tokenizers, the source's lies at the root and the target's here.

@@ -1,43 +1,66 @@
-"""BART's encoder (transformers.BartEncoder) and decoder (BartForCausalLM), from either half or a whole checkpoint."""
+"""BART and its relatives (transformers' BART, mBART, MVP, PLBart, Marian, Pegasus, Blenderbot), halves and whole.
+
+They differ in where the norms stand and in the positions.
+"""
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
+from seq2seq_jax.families.rules import Family, Whole, attention_rules, linear_rules, norm_rules, rule
 
-SHARED_FIELDS = {
+FIELDS = {
     "vocab_size": "vocab_size",
-    "max_position_embeddings": "max_positions",
-    "d_model": "hidden_size",
-    "activation_function": "activation",
+    "max_positions": "max_position_embeddings",
+    "hidden_size": "d_model",
+    "activation": "activation_function",
     "dropout": "dropout",
     "attention_dropout": "attention_dropout",
     "activation_dropout": "activation_dropout",
-    "init_std": "initializer_range",
+    "initializer_range": "init_std",
+}
+PRE = {"norm_position": "pre", "final_norm": True}
+VARIANTS = {
+    "bart": {"position_offset": 2},
+    "mvp": {"position_offset": 2},
+    "plbart": {"position_offset": 2},
+    "mbart": {"position_offset": 2, **PRE},
+    "marian": {"positions": "sinusoidal", "embedding_norm": False},
+    "pegasus": {"positions": "sinusoidal", "embedding_norm": False, **PRE},
+    "blenderbot": {"embedding_norm": False, **PRE},
+    "blenderbot-small": {},
 }
 
 
-def side_fields(role):
-    sizes = {"layers": "num_layers", "ffn_dim": "intermediate_size", "attention_heads": "num_heads"}
-    return {**SHARED_FIELDS, **{f"{role}_{theirs}": ours for theirs, ours in sizes.items()}}
-
-
 def from_hf(hf, role):
-    settings = {ours: hf[theirs] for theirs, ours in side_fields(role).items()}
+    if hf.get("use_prompt"):
+        raise ValueError("use_prompt (MVP's prompts) is not built; use a checkpoint without them")
+    settings = {ours: hf[theirs] for ours, theirs in FIELDS.items()}
+    for theirs, ours in {
+        "layers": "num_layers",
+        "ffn_dim": "intermediate_size",
+        "attention_heads": "num_heads",
+    }.items():
+        settings[ours] = hf[f"{role}_{theirs}"]
     scale = hf["d_model"] ** 0.5 if hf["scale_embedding"] else 1.0
-    settings.update(norm_eps=1e-5, position_offset=2, embedding_scale=scale)
+    settings.update(norm_eps=1e-5, embedding_scale=scale, **VARIANTS[hf["model_type"]])
     if role == "decoder":
         settings.update(causal=True, head=True, tie_head=hf["tie_word_embeddings"])
+        if hf["model_type"] == "blenderbot-small":
+            settings.update(positions_after_norm=True, embedding_scale=1.0)
+        settings.update(vocab_size=hf.get("decoder_vocab_size") or hf["vocab_size"])
     return settings
 
 
-def rules(config: TransformerConfig):
+def rules(config: TransformerConfig, head="lm_head.weight"):
     layer, flax = "layers.{layer}", "layers/{layer}"
-    tied = ("lm_head.weight",) if config.head and config.tie_head else ()
-    shared = ("model.shared.weight", "shared.weight")
+    tied = (head,) if config.head and config.tie_head else ()
     table = [
-        rule("embed_tokens.weight", "embeddings/token/embedding", also=(*shared, *tied)),
-        rule("embed_positions.weight", "embeddings/position/embedding"),
-        *norm_rules("layernorm_embedding", "embeddings/norm"),
+        rule("embed_tokens.weight", "embeddings/token/embedding", also=("model.shared.weight", "shared.weight", *tied))
     ]
+    if config.positions == "learned":
+        table.append(rule("embed_positions.weight", "embeddings/position/embedding"))
+    if config.embedding_norm:
+        table += norm_rules("layernorm_embedding", "embeddings/norm")
+    if config.final_norm:
+        table += norm_rules("layer_norm", "final_norm")
     blocks = {"self_attn": "self_attention"}
     if config.cross_attention_size is not None:
         blocks["encoder_attn"] = "cross_attention"
@@ -49,45 +72,78 @@ def rules(config: TransformerConfig):
     table += linear_rules(f"{layer}.fc2", f"{flax}/mlp/down")
     table += norm_rules(f"{layer}.final_layer_norm", f"{flax}/mlp_norm")
     if config.head and not config.tie_head:
-        table.append(rule("lm_head.weight", "head/kernel", head=True))
+        table.append(rule(head, "head/kernel", head=True))
     return table
 
 
+SIDE = {"layers": 12, "ffn_dim": 4096, "attention_heads": 16}
+TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+DEFAULTS = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 1024,
+    **{f"{role}_{name}": value for role in ("encoder", "decoder") for name, value in SIDE.items()},
+    "activation_function": "gelu",
+    "d_model": 1024,
+    "dropout": 0.1,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "init_std": 0.02,
+    "scale_embedding": False,
+    "tie_word_embeddings": True,
+}
+
+
+def defaults(start, forced_eos, d_model=1024, layers=(12, 12), ffn=4096, heads=16, tokens=TOKENS, **more):
+    sides = {"ffn_dim": ffn, "attention_heads": heads}
+    found = {**DEFAULTS, **{f"{r}_{k}": v for r in ("encoder", "decoder") for k, v in sides.items()}, **tokens}
+    found |= {"encoder_layers": layers[0], "decoder_layers": layers[1], "d_model": d_model, **more}
+    found |= {} if start is None else {"decoder_start_token_id": start}
+    return found | ({} if forced_eos is None else {"forced_eos_token_id": forced_eos})
+
+
+def sizes(role):
+    names = {"num_hidden_layers": "layers", "num_attention_heads": "attention_heads", "intermediate_size": "ffn_dim"}
+    return {generic: f"{role}_{theirs}" for generic, theirs in names.items()}
+
+
+DOUBLE = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CLASSES = {
+    "bart": "Bart",
+    "mbart": "MBart",
+    "mvp": "Mvp",
+    "plbart": "PLBart",
+    "pegasus": "Pegasus",
+    "blenderbot": "Blenderbot",
+    "blenderbot-small": "BlenderbotSmall",
+}
 FAMILY = Family(
     name="bart",
-    model_types=("bart",),
     defaults={
-        "vocab_size": 50265,
-        "max_position_embeddings": 1024,
-        "encoder_layers": 12,
-        "encoder_ffn_dim": 4096,
-        "encoder_attention_heads": 16,
-        "decoder_layers": 12,
-        "decoder_ffn_dim": 4096,
-        "decoder_attention_heads": 16,
-        "activation_function": "gelu",
-        "d_model": 1024,
-        "dropout": 0.1,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "init_std": 0.02,
-        "scale_embedding": False,
-        "pad_token_id": 1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "decoder_start_token_id": 2,
-        "forced_eos_token_id": 2,
-        "tie_word_embeddings": True,
+        "bart": defaults(2, 2),
+        "mbart": defaults(None, 2),
+        "mvp": defaults(2, None, vocab_size=50267),
+        "plbart": defaults(
+            None, 2, 768, (6, 6), 3072, 12, attention_dropout=0.1, scale_embedding=True, vocab_size=50005
+        ),
+        "marian": defaults(58100, 0, tokens={"pad_token_id": 58100, "eos_token_id": 0}, vocab_size=58101),
+        "pegasus": defaults(0, 1, tokens={"pad_token_id": 0, "eos_token_id": 1}),
+        "blenderbot": defaults(1, 2, 2560, (2, 24), 10240, 32, DOUBLE, vocab_size=8008, max_position_embeddings=128),
+        "blenderbot-small": defaults(1, 2, 512, (8, 8), 2048, 16, DOUBLE, max_position_embeddings=512),
     },
     from_hf=from_hf,
-    fields={
-        "encoder": side_fields("encoder"),
-        "decoder": {**side_fields("decoder"), "tie_word_embeddings": "tie_head"},
-    },
     rules=rules,
     prefixes={"encoder": ("", "model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
+    # Sinusoidal positions are computed, not read.
+    aside=(r"embed_positions\.weight",),
     other_part={
         "encoder": (r"(model\.)?decoder\..*", r"lm_head\.weight", r"final_logits_bias"),
         "decoder": (r"(model\.)?encoder\..*", r"final_logits_bias"),
     },
+    renamed={"hidden_size": "d_model", "encoder": sizes("encoder"), "decoder": sizes("decoder")},
+    whole=Whole(
+        architectures={**{t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()}, "marian": "MarianMTModel"},
+        prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
+        shared="model.shared.weight",
+        logits_bias=True,
+    ),
 )

@@ -7,7 +7,7 @@ every tensor back bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,18 +39,47 @@ def linear_out(heads: int, dim: int) -> Op:
     return Op(lambda t: (t.T.reshape(heads, dim, -1),), lambda a: a[0].reshape(heads * dim, -1).T)
 
 
-def split_last(parts: int, heads: int, dim: int) -> Op:
-    """Fused [..., parts * heads * dim] to `parts` arrays [..., heads, dim] (GPT-2's Conv1D, not transposed)."""
+def fused_in(heads: Sequence[int], dim: int, *, per_head: bool = False, transposed: bool = True) -> Op:
+    """Fused projections to one array [..., heads, dim] for each number in `heads`.
+
+    Args:
+      per_head: one head's parts stand together (GPT-NeoX), not one part's heads.
+      transposed: torch's Linear [outputs, features]; else Conv1D [features, outputs]. Biases pass either way.
+    """
 
     def forward(t):
-        return tuple(x.reshape(*t.shape[:-1], heads, dim) for x in np.split(t, parts, axis=-1))
+        t = t.T if transposed else t
+        if per_head:
+            t = t.reshape(*t.shape[:-1], heads[0], len(heads), dim)
+            return tuple(t[..., i, :] for i in range(len(heads)))
+        ends = np.cumsum(heads) * dim
+        parts = np.split(t, ends[:-1], axis=-1)
+        return tuple(part.reshape(*t.shape[:-1], n, dim) for part, n in zip(parts, heads))
 
-    return Op(forward, lambda a: np.concatenate([x.reshape(*x.shape[:-2], heads * dim) for x in a], axis=-1))
+    def inverse(arrays):
+        if per_head:
+            t = np.stack(arrays, axis=-2)
+            t = t.reshape(*t.shape[:-3], -1)
+        else:
+            t = np.concatenate([x.reshape(*x.shape[:-2], -1) for x in arrays], axis=-1)
+        return t.T if transposed else t
+
+    return Op(forward, inverse)
+
+
+def fused_rows(parts: int) -> Op:
+    """Several torch Linears stacked to one [parts * outputs, features], as arrays [features, outputs]."""
+    return Op(lambda t: tuple(np.split(t.T, parts, axis=-1)), lambda a: np.concatenate(a, axis=-1).T)
 
 
 def split_first(heads: int, dim: int) -> Op:
     """[heads * dim, features] to [heads, dim, features]."""
     return Op(lambda t: (t.reshape(heads, dim, -1),), lambda a: a[0].reshape(heads * dim, -1))
+
+
+def heads_bias(heads: int, dim: int) -> Op:
+    """[heads * dim] to [heads, dim]."""
+    return Op(lambda t: (t.reshape(heads, dim),), lambda a: a[0].reshape(heads * dim))
 
 
 class Rule(NamedTuple):
@@ -78,29 +107,49 @@ def rule(torch: str, flax: str | tuple[str, ...], op: Op = IDENTITY, **options: 
     return Rule(torch, (flax,) if isinstance(flax, str) else flax, op, **options)
 
 
-def norm_rules(torch: str, flax: str, **options: Any) -> list[Rule]:
-    """weight and bias of a layer norm."""
-    return [
-        rule(f"{torch}.weight", f"{flax}/scale", **options),
-        rule(f"{torch}.bias", f"{flax}/bias", **options),
-    ]
+def norm_rules(torch: str, flax: str, *, bias: bool = True, **options: Any) -> list[Rule]:
+    """weight and bias of a layer norm, or (without bias) of an RMS norm."""
+    weight = rule(f"{torch}.weight", f"{flax}/scale", **options)
+    return [weight, rule(f"{torch}.bias", f"{flax}/bias", **options)] if bias else [weight]
 
 
-def linear_rules(torch: str, flax: str, op: Op = TRANSPOSE, bias: Op = IDENTITY, **options: Any) -> list[Rule]:
+def linear_rules(
+    torch: str, flax: str, op: Op = TRANSPOSE, bias_op: Op = IDENTITY, *, bias: bool = True, **options: Any
+) -> list[Rule]:
     """weight and bias of a linear layer."""
-    return [
-        rule(f"{torch}.weight", f"{flax}/kernel", op, **options),
-        rule(f"{torch}.bias", f"{flax}/bias", bias, **options),
-    ]
+    weight = rule(f"{torch}.weight", f"{flax}/kernel", op, **options)
+    return [weight, rule(f"{torch}.bias", f"{flax}/bias", bias_op, **options)] if bias else [weight]
 
 
 def attention_rules(config: TransformerConfig, flax: str, query: str, key: str, value: str, out: str) -> list[Rule]:
     """Separate torch Linears for query, key, value and output."""
-    h, d = config.num_heads, config.head_dim
-    bias = Op(lambda t: (t.reshape(h, d),), lambda a: a[0].reshape(h * d))
-    rules = [r for n, t in (("query", query), ("key", key), ("value", value)) for r in
-             linear_rules(t, f"{flax}/{n}", linear_in(h, d), bias)]  # fmt: skip
-    return [*rules, *linear_rules(out, f"{flax}/out", linear_out(h, d))]
+    d, table = config.head_dim, []
+    key_bias = config.attention_bias if config.attention_key_bias is None else config.attention_key_bias
+    for name, torch, heads, bias in (
+        ("query", query, config.num_heads, config.attention_bias),
+        ("key", key, config.num_kv_heads, key_bias),
+        ("value", value, config.num_kv_heads, config.attention_bias),
+    ):
+        table += linear_rules(torch, f"{flax}/{name}", linear_in(heads, d), heads_bias(heads, d), bias=bias)
+    out_op = linear_out(config.num_heads, d)
+    return [*table, *linear_rules(out, f"{flax}/out", out_op, bias=config.attention_out_bias)]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """How a family lays out a sequence-to-sequence model of its own class.
+
+    Attributes:
+      architectures: model_type -> torch class.
+      prefixes: role -> prefix of its names. shared: the name of a token table that both sides share; None: none is.
+      logits_bias: whether there is a `final_logits_bias`. nested: config.json has an encoder and a decoder section.
+    """
+
+    architectures: Mapping[str, str]
+    prefixes: Mapping[str, str]
+    shared: str | None = None
+    logits_bias: bool = False
+    nested: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,25 +157,36 @@ class Family:
     """How one family of checkpoints becomes a `TransformerConfig` and parameters, and back.
 
     Attributes:
-      model_types: the `model_type`s of config.json that it reads.
-      defaults: the torch config class's defaults, for fields that config.json leaves out.
+      defaults: model_type of config.json -> the torch config class's defaults, for fields that config.json leaves out.
       from_hf: (config.json with defaults filled in, role) -> keyword arguments of TransformerConfig.
-      fields: role -> {field of config.json: field of TransformerConfig}, what export writes back.
       rules: config -> the table of names.
-      prefixes: role -> prefixes of the base model's names; the first is what a pair's file has.
+      prefixes: role -> prefixes of the base model's names; the first is what a pair's file has. Roles that are missing
+        are not supported.
       ignored, aside: patterns (after the prefix) of tensors that nobody needs, and that nobody reads but export keeps.
       other_part: role -> patterns (whole names) of what belongs to another part of the checkpoint.
-      renamed: old names of config fields.
+      renamed: other names of config fields, such as torch's common ones; by role where the roles differ.
+      torch_cross: whether the torch class, as a decoder, has cross-attention.
+      head_by_file: the head is its own where a file has one that differs, whatever config.json says (T5).
+      whole: for models of encoder and decoder.
     """
 
     name: str
-    model_types: tuple[str, ...]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Mapping[str, Any]]
     from_hf: Callable[[Mapping[str, Any], str], dict[str, Any]]
-    fields: Mapping[str, Mapping[str, str]]
     rules: Callable[[TransformerConfig], list[Rule]]
     prefixes: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
-    other_part: Mapping[str, tuple[str, ...]] = ()
-    renamed: Mapping[str, str] = ()
+    other_part: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    renamed: Mapping[str, Any] = field(default_factory=dict)
+    torch_cross: bool = True
+    head_by_file: bool = False
+    whole: Whole | None = None
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        return tuple(self.defaults)
+
+    def field(self, name: str, role: str) -> str:
+        """The name in this family's config.json of a field that may have another one."""
+        return {**self.renamed, **self.renamed.get(role, {})}.get(name, name)

@@ -6,25 +6,47 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seq2seq_jax.models.layers import LOWEST, Part, Projection
+from seq2seq_jax.config import LayerSettings
+from seq2seq_jax.models.layers import LOWEST, Norm, Part, Projection
+from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
 from seq2seq_jax.parallel.rules import constrain
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float, drop=None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    scale: float,
+    drop=None,
+    *,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention; the softmax is float32.
 
     Args:
-      q: [batch, heads, queries, head_dim]. k, v: [batch, heads, keys, head_dim].
-      mask: bool, broadcastable to [batch, heads, queries, keys], or None. A query that sees nothing attends to
+      q: [batch, heads, queries, head_dim]. k, v: [batch, kv heads, keys, head_dim]; each serves heads / kv heads.
+      mask: bool, broadcastable to [batch, 1, queries, keys], or None. A query that sees nothing attends to
         nothing: its output is 0, as in torch's scaled_dot_product_attention.
       drop: a function on the attention weights, or None.
+      bias: added to the scaled scores, [batch or 1, heads, queries, keys]. softcap: bounds them before that.
 
     Returns:
       The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys].
     """
+    shape, groups = q.shape, q.shape[1] // k.shape[1]
+    if groups > 1:  # the queries that share keys stand in a row
+        q = q.reshape(shape[0], k.shape[1], groups * shape[2], shape[3])
+        if mask is not None and mask.shape[2] > 1:
+            mask = jnp.tile(mask, (1, 1, groups, 1))
+        if bias is not None:
+            bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, LOWEST)
     scores = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
@@ -33,39 +55,82 @@ def attend(
     weights = scores / jnp.maximum(jnp.sum(scores, -1, keepdims=True), jnp.finfo(jnp.float32).tiny)
     weights = weights.astype(v.dtype)
     dropped = weights if drop is None else drop(weights)
-    return jnp.einsum("bhqk,bhkd->bhqd", dropped, v), weights
+    y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v)
+    return y.reshape(shape), weights.reshape(*shape[:3], -1)
 
 
 class Attention(Part):
     """Queries from one sequence; keys and values from the same one, from another, or projected before.
 
     Attributes:
+      settings: of the layer.
       kv_size: width of the sequence that keys and values come from.
-      scale: factor on the scores.
+      cross: over another sequence, where positions mean nothing.
     """
 
+    settings: LayerSettings = LayerSettings()
     kv_size: int = 0
-    scale: float = 1.0
+    cross: bool = False
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        heads, axes = (c.num_heads, c.head_dim), ("embed", "heads", "head_dim")
-        self.query = Projection(c, inputs=(c.hidden_size,), outputs=heads, axes=axes, **kw)
-        self.key = Projection(c, inputs=(self.kv_size,), outputs=heads, axes=axes, **kw)
-        self.value = Projection(c, inputs=(self.kv_size,), outputs=heads, axes=axes, **kw)
-        self.out = Projection(c, inputs=heads, outputs=(c.hidden_size,), axes=("heads", "head_dim", "embed"), **kw)
+        axes, wide = ("embed", "heads", "head_dim"), (c.hidden_size,)
+        heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        key_bias = c.attention_bias if c.attention_key_bias is None else c.attention_key_bias
+        self.query = Projection(c, inputs=wide, outputs=heads, axes=axes, bias=c.attention_bias, **kw)
+        self.key = Projection(c, inputs=(self.kv_size,), outputs=kv_heads, axes=axes, bias=key_bias, **kw)
+        self.value = Projection(c, inputs=(self.kv_size,), outputs=kv_heads, axes=axes, bias=c.attention_bias, **kw)
+        back = ("heads", "head_dim", "embed")
+        self.out = Projection(c, inputs=heads, outputs=wide, axes=back, bias=c.attention_out_bias, **kw)
         self.drop = nn.Dropout(c.attention_dropout)
+        if c.query_key_norm:
+            self.query_norm, self.key_norm = Norm(c, **kw), Norm(c, **kw)
+        if self.cross:
+            return
+        if c.relative_bias is not None and c.relative_bias.per_layer:
+            self.bias = Bias(c, **kw)
+        d = c.disentangled
+        if d is not None and not d.shared_projections:
+            if d.position_to_content:
+                self.position_query = Projection(c, inputs=wide, outputs=heads, axes=axes, **kw)
+            if d.content_to_position:
+                self.position_key = Projection(c, inputs=wide, outputs=heads, axes=axes, bias=d.key_bias, **kw)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the scores."""
+        given = self.settings.attention_scale
+        return self.config.head_dim**-0.5 if given is None else given
 
     def _heads_first(self, x: jax.Array) -> jax.Array:
         return constrain(jnp.swapaxes(x, 1, 2), ("batch", "heads", "length", None))
 
-    def queries(self, x: jax.Array) -> jax.Array:
-        """[batch, length, hidden] to [batch, heads, length, head_dim]."""
-        return self._heads_first(self.query(x))
+    def _turned(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
+        return x if rotation is None else rotate(x, rotation, interleaved=self.settings.rotary.interleaved)
 
-    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[batch, length, kv_size] to keys and values [batch, heads, length, head_dim]."""
-        return self._heads_first(self.key(x)), self._heads_first(self.value(x))
+    def queries(self, x: jax.Array, rotation: Rotation | None = None) -> jax.Array:
+        """[batch, length, hidden] to [batch, heads, length, head_dim]."""
+        q = self.query(x)
+        return self._turned(self._heads_first(self.query_norm(q) if self.config.query_key_norm else q), rotation)
+
+    def keys_values(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array]:
+        """[batch, length, kv_size] to keys and values [batch, kv heads, length, head_dim]."""
+        k, v = self.key(x), self._heads_first(self.value(x))
+        k = self._turned(self._heads_first(self.key_norm(k) if self.config.query_key_norm else k), rotation)
+        turn_values = rotation is not None and self.settings.rotary.values
+        return k, self._turned(v, rotation) if turn_values else v
+
+    def position_scores(self, q: jax.Array, k: jax.Array, table: jax.Array) -> jax.Array:
+        """DeBERTa's scores between contents and relative positions, scaled; `table` [rows, hidden]."""
+        d, table = self.config.disentangled, table[None]
+        to_query, to_key = (self.query, self.key) if d.shared_projections else (None, None)
+        position_q = position_k = None
+        if d.position_to_content:
+            position_q = jnp.swapaxes((to_query or self.position_query)(table), 1, 2)
+        if d.content_to_position:
+            position_k = jnp.swapaxes((to_key or self.position_key)(table), 1, 2)
+        rows = disentangled_rows(q.shape[2], d)
+        return self.scale * disentangled_scores(q, k, position_q, position_k, rows)
 
     def __call__(
         self,
@@ -74,12 +139,17 @@ class Attention(Part):
         mask: jax.Array | None,
         *,
         train: bool = False,
-        queries: jax.Array | None = None,
+        rotation: Rotation | None = None,
+        bias: jax.Array | None = None,
+        position_table: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """x [batch, length, hidden] attends over keys_values; returns [batch, length, hidden] and the weights."""
+        q = self.queries(x, rotation)
+        if position_table is not None:
+            bias = self.position_scores(q, keys_values[0], position_table)
         drop = None
         if train and self.config.attention_dropout:
             drop = lambda weights: self.drop(weights, deterministic=False)
-        q = self.queries(x) if queries is None else queries
-        y, weights = attend(q, *keys_values, mask, self.scale, drop)
+        softcap = self.config.attention_softcap
+        y, weights = attend(q, *keys_values, mask, self.scale, drop, bias=bias, softcap=softcap)
         return self.out(jnp.swapaxes(y, 1, 2)), weights

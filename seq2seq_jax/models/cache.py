@@ -15,8 +15,8 @@ class Cache:
     which beam slot wrote each position of a hypothesis. Reordering beams moves that small table only.
 
     Attributes:
-      keys, values: per layer, [batch, heads, length * beams, head_dim]: position by position, all beams of each. Flat,
-        because a reshape between the update and the attention would make XLA copy them on every step.
+      keys, values: per layer, [batch, kv heads, length * beams, head_dim]: position by position, all beams of each.
+        Flat, because a reshape between the update and the attention would make XLA copy them on every step.
       cross: per layer, keys and values of the source, [batch, heads, source, head_dim] each, one copy for all beams;
         None in a layer without cross-attention.
       cross_mask: bool [batch, source], where the source has tokens.
@@ -51,8 +51,8 @@ class Cache:
         own = jnp.arange(self.num_beams, dtype=jnp.int32)[None, :, None]
         return self.replace(ancestry=jnp.where(written, moved, own))
 
-    def visible(self, beams: int, tokens: int) -> jax.Array:
-        """What the next `tokens` positions of the first `beams` beams may attend to.
+    def visible(self, beams: int, tokens: int, window: int | None = None) -> jax.Array:
+        """What the next `tokens` positions of the first `beams` beams may attend to, within `window` positions back.
 
         Returns:
           bool [batch, 1, beams * tokens, length * slots], in the order of the flattened cache.
@@ -60,6 +60,8 @@ class Cache:
         batch, slots, length = self.ancestry.shape
         position = self.index + jnp.arange(tokens)
         past = jnp.arange(length)[None, :] <= position[:, None]
+        if window is not None:
+            past &= jnp.arange(length)[None, :] >= position[:, None] - window
         mine = self.ancestry[:, :beams, :, None] == jnp.arange(slots)
         mask = mine[:, :, None] & past[None, None, :, :, None]
         return mask.reshape(batch, 1, beams * tokens, length * slots)

@@ -59,6 +59,16 @@ def shift_tokens_right(labels: jax.Array, pad_token_id: int | None, decoder_star
     return jnp.where(shifted == IGNORED, pad_token_id, shifted)
 
 
+def wrap_tokens_right(labels: jax.Array, pad_token_id: int) -> jax.Array:
+    """mBART's and PLBart's decoder inputs of `labels` [batch, length]: the last token, a language's, then all before it
+    (transformers.models.mbart.shift_tokens_right).
+    """
+    labels = jnp.asarray(labels)
+    labels = jnp.where(labels == IGNORED, pad_token_id, labels)
+    last = jnp.sum(labels != pad_token_id, axis=1, keepdims=True) - 1
+    return jnp.concatenate([jnp.take_along_axis(labels, last, axis=1), labels[:, :-1]], axis=1)
+
+
 def check_ids(name: str, ids: Any, vocab_size: int, allowed: tuple[int, ...] = ()) -> None:
     """An id outside the vocabulary is an error, where `ids` are known (not while tracing)."""
     if ids is None or isinstance(ids, jax.core.Tracer):
@@ -153,8 +163,12 @@ class EncoderDecoder(nn.Module):
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("there is nothing to decode: give decoder_input_ids, or labels to shift")
-            decoder_input_ids = shift_tokens_right(labels, c.pad_token_id, c.decoder_start_token_id)
-            if decoder_attention_mask is None and decoder_pack_ids is None:
+            if c.model_type in ("mbart", "plbart"):
+                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id)
+            else:
+                decoder_input_ids = shift_tokens_right(labels, c.pad_token_id, c.decoder_start_token_id)
+            # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
+            if decoder_attention_mask is None and decoder_pack_ids is None and c.is_pair:
                 decoder_attention_mask = decoder_input_ids != c.pad_token_id
         if (encoder_pack_ids is None) != (decoder_pack_ids is None):
             raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seq2seq_jax.config import TransformerConfig
 from seq2seq_jax.parallel.rules import constrain
@@ -36,7 +37,7 @@ def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: Trans
     """
     leaf = path.rsplit("/", 1)[-1]
     if leaf == "scale":
-        return jnp.ones(shape, jnp.float32)
+        return jnp.full(shape, 1.0 - config.norm_scale_offset, jnp.float32)
     if leaf == "bias":
         return jnp.zeros(shape, jnp.float32)
     writes_residual = path.endswith(("attention/out/kernel", "mlp/down/kernel"))
@@ -83,16 +84,19 @@ class Projection(Part):
 
 
 class Norm(Part):
-    """Layer norm over the last axis; the statistics are float32 (torch.nn.LayerNorm)."""
+    """Layer norm (torch.nn.LayerNorm) or RMS norm over the last axis; the statistics are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        size = x.shape[-1]
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, -1, keepdims=True)
-        y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + self.config.norm_eps)
-        scale, bias = self.weight("scale", (size,), ("norm",)), self.weight("bias", (size,), ("norm",))
-        return (y * scale + bias).astype(self.dtype)
+        c, size = self.config, x.shape[-1]
+        y = x.astype(jnp.float32)
+        if c.norm == "layer":
+            y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + c.norm_eps)
+        y = y * (c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
+        if c.norm == "layer" and c.norm_bias:
+            y = y + self.weight("bias", (size,), ("norm",))
+        return y.astype(self.dtype)
 
 
 class Table(Part):
@@ -111,50 +115,92 @@ class Table(Part):
         return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
 
 
+def sinusoids(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
+    """Sines, then cosines, of positions [batch, length]: [batch, length, size] (Vaswani et al. 2017).
+
+    Args:
+      wide: the frequencies go down to 1 / 10000 itself (tensor2tensor's, XGLM), not to the step before.
+    """
+    half = size // 2
+    exponents = np.arange(half) / (half - 1 if wide else half)
+    angles = position_ids[..., None].astype(jnp.float32) * jnp.asarray(10000.0**-exponents, jnp.float32)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class Embeddings(Part):
     """Token, position and type embeddings, summed and normed: ids [batch, length] to [batch, length, hidden]."""
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.token = Table(c, rows=c.padded_vocab_size, features=c.hidden_size, **kw)
-        rows = c.max_positions + c.position_offset
-        self.position = Table(c, rows=rows, features=c.hidden_size, axes=("position", "embed"), **kw)
+        first = c.embedding_projection == "tokens"  # the sum is of the hidden size
+        width = c.hidden_size if first else c.embedding_size
+        small = {"features": width, "axes": ("position", "embed"), **kw}
+        self.token = Table(c, rows=c.padded_vocab_size, features=c.embedding_size, **kw)
+        if c.positions == "learned":
+            self.position = Table(c, rows=c.max_positions + c.position_offset, **small)
         if c.type_vocab_size:
-            self.token_type = Table(c, rows=c.type_vocab_size, features=c.hidden_size, axes=("position", "embed"), **kw)
+            self.token_type = Table(c, rows=c.type_vocab_size, **small)
+        if c.task_vocab_size:
+            self.task_type = Table(c, rows=c.task_vocab_size, **small)
         if c.embedding_norm:
             self.norm = Norm(c, **kw)
+        if c.embedding_size != c.hidden_size:
+            shape = {"inputs": (c.embedding_size,), "outputs": (c.hidden_size,), "axes": ("norm", "embed")}
+            self.projection = Projection(c, bias=c.embedding_projection_bias, **shape, **kw)
         self.drop = nn.Dropout(c.dropout if c.embedding_dropout is None else c.embedding_dropout)
 
     def __call__(
         self, ids: jax.Array, position_ids: jax.Array, token_type_ids: jax.Array | None, *, train: bool
     ) -> jax.Array:
+        """position_ids count from 0 and are not yet moved by position_offset."""
         c = self.config
+        project = self.projection if c.embedding_size != c.hidden_size else lambda x: x
+        first = c.embedding_projection == "tokens"
         x = self.token(ids)
         if c.embedding_scale != 1.0:
-            x = x * c.embedding_scale
+            x = x * jnp.asarray(c.embedding_scale, self.dtype)
+        x = project(x) if first else x
         if c.type_vocab_size:
             # Order of addition as in torch: token + type + position.
             x = x + self.token_type(jnp.zeros((1, 1), jnp.int32) if token_type_ids is None else token_type_ids)
         elif token_type_ids is not None:
             raise ValueError(f"token_type_ids are given, but this {c.family} has no token types; leave them out")
-        x = x + self.position(position_ids + c.position_offset)
+        if not c.positions_after_norm:
+            x = self._with_positions(x, position_ids)
+        if c.task_vocab_size:
+            x = x + self.task_type(jnp.zeros((1, 1), jnp.int32))
         if c.embedding_norm:
             x = self.norm(x)
-        return constrain(self.drop(x, deterministic=not train), ("batch", "length", None))
+        if c.positions_after_norm:
+            x = self._with_positions(x, position_ids)
+        x = self.drop(x, deterministic=not train)
+        return constrain(x if first else project(x), ("batch", "length", None))
+
+    def _with_positions(self, x: jax.Array, position_ids: jax.Array) -> jax.Array:
+        c = self.config
+        if c.positions == "none":
+            return x
+        rows = position_ids + c.position_offset
+        if c.positions == "learned":
+            return x + self.position(rows)
+        return x + sinusoids(rows, x.shape[-1], wide=c.positions == "sinusoidal_wide").astype(self.dtype)
 
 
 class Mlp(Part):
-    """up, activation, down."""
+    """up, activation, down; where it is gated, activation(gate) * up, down."""
 
     def setup(self):
-        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "bias": self.config.mlp_bias}
         h, m = (c.hidden_size,), (c.intermediate_size,)
         self.up = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
+        if c.mlp_gated:
+            self.gate = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
         self.down = Projection(c, inputs=m, outputs=h, axes=("mlp", "embed"), **kw)
         self.drop = nn.Dropout(c.activation_dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = ACTIVATIONS[self.config.activation](self.up(x))
+        activation = ACTIVATIONS[self.config.activation]
+        y = activation(self.gate(x)) * self.up(x) if self.config.mlp_gated else activation(self.up(x))
         y = constrain(y, ("batch", *("length",) * (y.ndim - 2), "mlp"))
         return self.down(self.drop(y, deterministic=not train))
 
@@ -164,23 +210,30 @@ class Head(Part):
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if c.head_transform or c.head_projection:
+            shape = {"inputs": (c.hidden_size,), "outputs": (c.head_size,), "axes": ("embed", "norm")}
+            self.transform = Projection(c, bias=c.head_transform, **shape, **kw)
         if c.head_transform:
-            h = (c.hidden_size,)
-            self.transform = Projection(c, inputs=h, outputs=h, axes=("embed", "norm"), **kw)
             self.norm = Norm(c, **kw)
         # The table has the shape of the token embedding, so that a tied head is an alias of it.
-        self.kernel = self.weight("kernel", (c.padded_vocab_size, c.hidden_size), ("vocab", "embed"))
-        if c.head_bias:
+        self.kernel = self.weight("kernel", (c.padded_vocab_size, c.head_size), ("vocab", "embed"))
+        if c.head_bias != "none":
             self.bias = self.weight("bias", (c.padded_vocab_size,), ("vocab",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         if c.head_transform:
-            x = self.norm(ACTIVATIONS[c.activation](self.transform(x)))
+            x = self.norm(ACTIVATIONS[c.head_activation or c.activation](self.transform(x)))
+        elif c.head_projection:
+            x = self.transform(x)
+        if c.head_scale != 1.0:
+            x = x * jnp.asarray(c.head_scale, x.dtype)
         contract = (((x.ndim - 1,), (1,)), ((), ()))
         logits = jax.lax.dot_general(x, self.kernel, contract, preferred_element_type=jnp.float32)
-        if c.head_bias:
-            logits = logits + self.bias
+        if c.head_bias != "none":
+            logits = logits + (jax.lax.stop_gradient(self.bias) if c.head_bias == "fixed" else self.bias)
+        if c.head_softcap is not None:
+            logits = c.head_softcap * jnp.tanh(logits / c.head_softcap)
         if c.padded_vocab_size > c.vocab_size:
             logits = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits, LOWEST)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))

@@ -8,6 +8,7 @@ Decoding unrolls: a scan inside the decode loop would copy every kernel on every
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
 from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.layers import Mlp, Norm, Part
+from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -34,11 +36,18 @@ class Context:
     """What every layer reads beside its input.
 
     Attributes:
-      self_mask: bool, broadcastable to [batch, heads, length, length], or None.
-      encoder_states: [batch, source, features], or None. cross_mask: bool, to [batch, heads, length, source], or None.
+      self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None.
+      rotations: for each of the config's rotaries, its cosine and sine.
+      positions: of queries [queries] and keys [keys], for relative biases. bias: that of all layers, or None.
+      position_table: DeBERTa's, or None.
+      encoder_states: [batch, source, features], or None. cross_mask: bool, to [batch, 1, queries, source], or None.
     """
 
-    self_mask: jax.Array | None = None
+    self_masks: tuple[jax.Array | None, ...] = (None,)
+    rotations: tuple[Rotation, ...] = ()
+    positions: tuple[jax.Array, jax.Array] | None = None
+    bias: jax.Array | None = None
+    position_table: jax.Array | None = None
     encoder_states: jax.Array | None = None
     cross_mask: jax.Array | None = None
 
@@ -61,45 +70,76 @@ class Show(NamedTuple):
 
 
 class Block(Part):
-    """Self-attention, cross-attention where the layer has it, MLP; norms before (pre) or after (post) each."""
+    """Self-attention, cross-attention where the layer has it, MLP; norms before or after each, or both."""
 
     settings: LayerSettings = LayerSettings()
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        scale = self.settings.attention_scale
-        scale = c.head_dim**-0.5 if scale is None else scale
-        self.self_attention = Attention(c, kv_size=c.hidden_size, scale=scale, **kw)
-        self.self_attention_norm = Norm(c, **kw)
+        self.self_attention = Attention(c, settings=self.settings, kv_size=c.hidden_size, **kw)
         if self.has_cross:
-            self.cross_attention = Attention(c, kv_size=c.cross_attention_size, scale=scale, **kw)
-            self.cross_attention_norm = Norm(c, **kw)
+            self.cross_attention = Attention(
+                c, settings=self.settings, kv_size=c.cross_attention_size, cross=True, **kw
+            )
         self.mlp = Mlp(c, **kw)
-        self.mlp_norm = Norm(c, **kw)
+        for part in ("self_attention", *(("cross_attention",) if self.has_cross else ()), "mlp"):
+            if part != "self_attention" or self.settings.attention_norm:
+                setattr(self, f"{part}_norm", Norm(c, **kw))
+            if c.norm_position == "sandwich":
+                setattr(self, f"{part}_post_norm", Norm(c, **kw))
         self.drop = nn.Dropout(c.dropout)
 
     @property
     def has_cross(self) -> bool:
         return self.config.cross_attention_size is not None and self.settings.cross_attention
 
-    def _residual(self, x: jax.Array, norm: Callable, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
-        """x plus inner(x) under the norm scheme; inner returns its output and its attention weights."""
-        pre = self.config.norm_position == "pre"
-        y, weights = inner(norm(x) if pre else x)
-        x = x + self.drop(y, deterministic=not train)
-        return constrain(x if pre else norm(x), ("batch", "length", None)), weights
+    def _branch(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
+        """What `part` adds to x; inner returns its output and its attention weights."""
+        position = self.config.norm_position
+        normed = position != "post" and (part != "self_attention" or self.settings.attention_norm)
+        y, weights = inner(getattr(self, f"{part}_norm")(x) if normed else x)
+        if position == "sandwich":
+            y = getattr(self, f"{part}_post_norm")(y)
+        return self.drop(y, deterministic=not train), weights
+
+    def _residual(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
+        y, weights = self._branch(x, part, inner, train)
+        x = x + y
+        if self.config.norm_position == "post":
+            x = getattr(self, f"{part}_norm")(x)
+        return constrain(x, ("batch", "length", None)), weights
 
     def _forward(self, x, self_attend: Callable, cross_attend: Callable | None, train: bool):
-        x, weights = self._residual(x, self.self_attention_norm, self_attend, train)
+        mlp = lambda y: (self.mlp(y, train=train), None)
+        beside = self._branch(x, "mlp", mlp, train)[0] if self.config.parallel_residual else None
+        x, weights = self._residual(x, "self_attention", self_attend, train)
         cross_weights = None
         if cross_attend is not None:
-            x, cross_weights = self._residual(x, self.cross_attention_norm, cross_attend, train)
-        x, _ = self._residual(x, self.mlp_norm, lambda y: (self.mlp(y, train=train), None), train)
+            x, cross_weights = self._residual(x, "cross_attention", cross_attend, train)
+        x = self._residual(x, "mlp", mlp, train)[0] if beside is None else x + beside
         return x, weights, cross_weights
+
+    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, train: bool):
+        """keys_values: those to attend over, from new ones."""
+        c, attention = self.config, self.self_attention
+        rotary = self.settings.rotary
+        rotation = None if rotary is None else context.rotations[c.rotaries.index(rotary)]
+        bias = context.bias
+        if c.relative_bias is not None and c.relative_bias.per_layer:
+            bias = attention.bias(*context.positions)
+        return attention(
+            y,
+            keys_values(attention.keys_values(y, rotation)),
+            context.self_masks[c.windows.index(self.settings.window)],
+            train=train,
+            rotation=rotation,
+            bias=bias,
+            position_table=context.position_table,
+        )
 
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, LayerOutput]:
         def self_attend(y):
-            return self.self_attention(y, self.self_attention.keys_values(y), context.self_mask, train=show.train)
+            return self._self_attend(y, lambda new: new, context, show.train)
 
         def cross_attend(y):
             keys_values = self.cross_attention.keys_values(context.encoder_states)
@@ -119,14 +159,17 @@ class Block(Part):
         """Keys and values of the source for the cache."""
         return self.cross_attention.keys_values(encoder_states) if self.has_cross else None
 
-    def decode(self, x: jax.Array, layer: int, cache: Cache, beams: int, visible: jax.Array) -> tuple[jax.Array, Cache]:
+    def decode(self, x: jax.Array, layer: int, cache: Cache, beams: int, context: Context) -> tuple[jax.Array, Cache]:
         """One step over the cache: x [batch, beams * tokens, hidden]."""
         written = None
 
-        def self_attend(y):
+        def write(new):
             nonlocal written
-            written = cache.write(layer, *self.self_attention.keys_values(y), beams)
-            return self.self_attention(y, (written.keys[layer], written.values[layer]), visible)
+            written = cache.write(layer, *new, beams)
+            return written.keys[layer], written.values[layer]
+
+        def self_attend(y):
+            return self._self_attend(y, write, context, False)
 
         def cross_attend(y):
             return self.cross_attention(y, cache.cross[layer], cache.cross_mask[:, None, None, :])
@@ -177,7 +220,9 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def scan_plan(config: TransformerConfig) -> Plan:
-    """The plan that traces the fewest layers; repeats is 0 where a scan saves nothing."""
+    """The plan that traces the fewest layers; repeats is 0 where a scan saves nothing, or layers are shared."""
+    if config.shared_layers is not None:
+        return Plan(0, 1, 0)
     layers = [config.layer(i) for i in range(config.num_layers)]
     n, best, fewest = len(layers), Plan(0, 1, 0), len(layers)
     for period in range(1, n // 2 + 1):
@@ -205,7 +250,7 @@ class Stack(Part):
         block = rematerialised(self.remat)
         self.alone = {
             i: block(c, settings=c.layer(i), name=f"layers_{i}", **kw)
-            for i in range(c.num_layers)
+            for i in range(c.stored_layers)
             if not plan.start <= i < plan.stop
         }
         self.plan = plan
@@ -224,6 +269,8 @@ class Stack(Part):
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
         """x [batch, length, hidden] through all layers; one `LayerOutput` per layer."""
         shown: list[LayerOutput] = []
+        if self.config.shared_layers is not None:
+            return self._shared(x, context, show)
         i = 0
         while i < self.config.num_layers:
             if i in self.alone:
@@ -237,19 +284,34 @@ class Stack(Part):
                 i = self.plan.stop
         return x, shown
 
+    def _shared(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
+        """Layers in a row that share their parameters are one scan over nothing but their number."""
+        shown: list[LayerOutput] = []
+        for index, run in itertools.groupby(self.config.shared_layers):
+            length = len(list(run))
+            repeat = nn.scan(
+                lambda block, x, _: block(x, context, show),
+                variable_broadcast="params",
+                split_rngs={"params": False, "dropout": True},
+                length=length,
+            )
+            x, outputs = repeat(self.alone[index], x, None)
+            shown.extend(jax.tree.map(lambda a, i=i: a[i], outputs) for i in range(length))
+        return x, shown
+
     def _layers(self) -> list[Block]:
         if not self.unrolled:
             raise ValueError("decoding needs the unrolled model: use model.for_decoding() with unstacked parameters")
-        return [self.alone[i] for i in range(self.config.num_layers)]
+        c = self.config
+        return [self.alone[i] for i in c.shared_layers or range(c.num_layers)]
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple:
         return tuple(block.cross_keys_values(encoder_states) for block in self._layers())
 
-    def decode(self, x: jax.Array, cache: Cache, beams: int) -> tuple[jax.Array, Cache]:
+    def decode(self, x: jax.Array, cache: Cache, beams: int, context: Context) -> tuple[jax.Array, Cache]:
         """x [batch, beams * tokens, hidden] at the cache's index; returns the states and the extended cache."""
-        visible = cache.visible(beams, x.shape[1] // beams)
         for i, block in enumerate(self._layers()):
-            x, cache = block.decode(x, i, cache, beams, visible)
+            x, cache = block.decode(x, i, cache, beams, context)
         return x, cache.replace(index=cache.index + x.shape[1] // beams)
 
 
@@ -265,7 +327,7 @@ def layer_slot(config: TransformerConfig, index: int) -> tuple[str, int | None]:
 def unstack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     """Stack parameters from the scanned form to one subtree per layer."""
     out = {}
-    for i in range(config.num_layers):
+    for i in range(config.stored_layers):
         slot, row = layer_slot(config, i)
         tree = functools.reduce(lambda node, key: node[key], slot.split("/"), params)
         out[f"layers_{i}"] = tree if row is None else jax.tree.map(lambda a, r=row: a[r], tree)
@@ -275,7 +337,7 @@ def unstack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict
 def stack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     """Stack parameters from one subtree per layer to the scanned form; the inverse of `unstack_layers`."""
     plan = scan_plan(config)
-    out = {f"layers_{i}": params[f"layers_{i}"] for i in range(config.num_layers) if not plan.start <= i < plan.stop}
+    out = {f"layers_{i}": params[f"layers_{i}"] for i in range(config.stored_layers) if not plan.start <= i < plan.stop}
     if plan.repeats:
         out["stacked"] = {}
         for j in range(plan.period):

@@ -22,7 +22,9 @@ def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
         out.append(Alias(f"encoder/{EMBEDDING}", f"decoder/{EMBEDDING}"))
     elif tie is True:
         _check_alike(config)
-        parts = ("embeddings", "layers", *(("final_norm",) if config.encoder.final_norm else ()))
+        bias = config.encoder.relative_bias
+        options = {"final_norm": config.encoder.final_norm, "relative_bias": bias is not None and not bias.per_layer}
+        parts = ("embeddings", "layers", *(name for name, there in options.items() if there))
         out.extend(Alias(f"encoder/{name}", f"decoder/{name}") for name in parts)
     if config.decoder.tie_head:
         out.append(Alias(f"decoder/{EMBEDDING}", "decoder/head/kernel"))
@@ -31,7 +33,8 @@ def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
 
 def _check_alike(config: EncoderDecoderConfig) -> None:
     """tie_encoder_decoder=True needs two transformers of one shape."""
-    sizes = ("family", "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+    sizes = ("family", "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "intermediate_size",
+             "max_positions", "embedding_size", "norm_position")  # fmt: skip
     for name in sizes:
         a, b = getattr(config.encoder, name), getattr(config.decoder, name)
         if a != b:

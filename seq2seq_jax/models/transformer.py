@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.layers import Embeddings, Head, Norm, Part
+from seq2seq_jax.models.positions import Bias, RelativeTable, rotations
 from seq2seq_jax.models.stack import Context, LayerOutput, Show, Stack
 from seq2seq_jax.parallel.rules import constrain
 
@@ -27,22 +28,47 @@ class Transformer(Part):
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embeddings = Embeddings(c, **kw)
+        if c.relative_bias is not None and not c.relative_bias.per_layer:
+            self.relative_bias = Bias(c, **kw)
+        if c.disentangled is not None:
+            self.relative_table = RelativeTable(c, **kw)
         self.layers = Stack(c, unrolled=self.unrolled, remat=self.remat, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
         if c.head:
             self.head = Head(c, **kw)
 
-    def _positions(self, ids: jax.Array, position_ids: jax.Array | None, pack_ids: jax.Array | None) -> jax.Array:
-        length, rows = ids.shape[1], self.config.max_positions
-        if position_ids is not None:
-            return position_ids
-        if length > rows:
+    def _positions(self, ids: jax.Array, mask: jax.Array | None, position_ids, pack_ids) -> jax.Array:
+        c, length = self.config, ids.shape[1]
+        if position_ids is not None:  # as torch counts them, from the pad token's row on
+            return position_ids if c.position_pad_id is None else position_ids - c.position_offset
+        if length > c.max_positions:
             raise ValueError(
-                f"a sequence of {length} tokens is longer than the {rows} positions of this {self.config.family}; cut"
+                f"a sequence of {length} tokens is longer than the {c.max_positions} positions of this {c.family}; cut"
                 " it (max_length), or load with encoder_max_position_embeddings or decoder_max_position_embeddings"
             )
+        if c.length_limit is not None and length > c.length_limit[0]:
+            raise ValueError(f"a sequence of {length} tokens is longer than {c.length_limit[0]}: {c.length_limit[1]}")
+        if c.position_pad_id is not None and pack_ids is None:
+            real = (ids != c.position_pad_id).astype(jnp.int32)
+            return jnp.cumsum(real, axis=1) * real - 1
+        if c.positions_from_mask and mask is not None and pack_ids is None:
+            real = mask.astype(jnp.int32)
+            return jnp.cumsum(real, axis=1) * real - 1
         return jnp.arange(length)[None] if pack_ids is None else restarting_positions(pack_ids)
+
+    def _context(self, positions: jax.Array, queries: jax.Array, keys: jax.Array, masks: tuple, **more) -> Context:
+        """What the layers share, of positions [batch, length]; `queries` and `keys` are for relative biases."""
+        c = self.config
+        shared = c.relative_bias is not None and not c.relative_bias.per_layer
+        return Context(
+            self_masks=masks,
+            rotations=rotations(c.rotaries, positions),
+            positions=(queries, keys),
+            bias=self.relative_bias(queries, keys) if shared else None,
+            position_table=None if c.disentangled is None else self.relative_table(),
+            **more,
+        )
 
     def __call__(
         self,
@@ -57,14 +83,19 @@ class Transformer(Part):
         show: Show = Show(),  # noqa: B008
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens."""
-        x = self.embeddings(ids, self._positions(ids, position_ids, pack_ids), token_type_ids, train=show.train)
+        c, index = self.config, jnp.arange(ids.shape[1])
+        positions = self._positions(ids, mask, position_ids, pack_ids)
+        x = self.embeddings(ids, positions, token_type_ids, train=show.train)
         self_mask = None if mask is None else mask.astype(bool)[:, None, None, :]
         if pack_ids is not None:
             self_mask = join(self_mask, (pack_ids[:, :, None] == pack_ids[:, None, :])[:, None])
-        if self.config.causal:
-            self_mask = join(self_mask, jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))[None, None])
-        x, shown = self.layers(x, Context(self_mask, encoder_states, cross_mask), show)
-        if self.config.final_norm:
+        distance = (index[:, None] - index[None, :])[None, None]
+        if c.causal:
+            self_mask = join(self_mask, distance >= 0)
+        masks = tuple(self_mask if w is None else join(self_mask, jnp.abs(distance) <= w) for w in c.windows)
+        context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
+        x, shown = self.layers(x, context, show)
+        if c.final_norm:
             x = self.final_norm(x)
         return x, shown
 
@@ -76,7 +107,7 @@ class Transformer(Part):
         c, batch = self.config, encoder_states.shape[0]
 
         def empty():
-            shape = (batch, c.num_heads, length * beams, c.head_dim)
+            shape = (batch, c.num_kv_heads, length * beams, c.head_dim)
             return constrain(jnp.zeros(shape, dtype), ("batch", "heads", "length", None))
 
         slots = jnp.arange(beams, dtype=jnp.int32)[None, :, None]
@@ -91,11 +122,17 @@ class Transformer(Part):
 
     def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Tokens [batch, beams, count] at the cache's index; returns the states of all of them and the cache."""
-        batch, beams, count = tokens.shape
-        positions = jnp.tile(cache.index + jnp.arange(count), beams)[None]
+        c, (batch, beams, count) = self.config, tokens.shape
+        queries = jnp.tile(cache.index + jnp.arange(count), beams)
+        positions = queries[None]
+        if c.position_pad_id is not None:
+            real = (tokens != c.position_pad_id).astype(jnp.int32)
+            positions = ((jnp.cumsum(real, axis=2) + cache.index) * real - 1).reshape(batch, beams * count)
         x = self.embeddings(tokens.reshape(batch, beams * count), positions, None, train=False)
-        x, cache = self.layers.decode(x, cache, beams)
-        if self.config.final_norm:
+        keys = jnp.arange(cache.length * cache.num_beams) // cache.num_beams
+        masks = tuple(cache.visible(beams, count, window) for window in c.windows)
+        x, cache = self.layers.decode(x, cache, beams, self._context(positions, queries, keys, masks))
+        if c.final_norm:
             x = self.final_norm(x)
         return x.reshape(batch, beams, count, -1), cache
 

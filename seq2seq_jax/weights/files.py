@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -17,6 +18,11 @@ SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "merges.txt")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SAFETENSORS_DTYPES = {
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{"BF16": np.dtype(ml_dtypes.bfloat16), "U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
+}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -107,10 +113,7 @@ class Checkpoint:
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
             if file.suffix == ".safetensors":
-                try:
-                    self._open[file] = safe_open(file, framework="np")
-                except SafetensorError as error:
-                    raise ValueError(f"{file} is damaged or cut short ({error}); fetch it again") from None
+                self._open[file] = SafetensorsFile(file)
             else:
                 self._open[file] = _torch_load(file)
         return self._open[file]
@@ -128,10 +131,36 @@ class Checkpoint:
         """The tensor in the dtype of the file."""
         file, stored = self._where[name]
         handle = self._handle(file)
-        return handle.get_tensor(stored) if file.suffix == ".safetensors" else _to_numpy(handle[stored])
+        return handle.read(stored) if file.suffix == ".safetensors" else _to_numpy(handle[stored])
 
     def file_of(self, name: str) -> Path:
         return self._where[name][0]
+
+
+class SafetensorsFile:
+    """The tensors of one file, each read on its own: mapped pages, as the library's reader has them, would stay."""
+
+    def __init__(self, file: Path):
+        self._file, self._entries = file, {}
+        try:
+            with safe_open(file, framework="np") as checked:  # the library looks whether the file is whole
+                names = list(checked.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut short ({error}); fetch it again") from None
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        self._entries = {name: header[name] for name in names}
+        self._start = 8 + size
+
+    def keys(self) -> list[str]:
+        return list(self._entries)
+
+    def read(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        dtype, (begin, end) = SAFETENSORS_DTYPES[entry["dtype"]], entry["data_offsets"]
+        count = (end - begin) // dtype.itemsize
+        return np.fromfile(self._file, dtype, count, offset=self._start + begin).reshape(entry["shape"])
 
 
 def _torch_load(file: Path) -> Mapping[str, Any]:
@@ -151,7 +180,6 @@ def _torch_load(file: Path) -> Mapping[str, Any]:
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    import ml_dtypes
     import torch
 
     if tensor.dtype == torch.bfloat16:

@@ -11,8 +11,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from seq2seq_jax import families
 from seq2seq_jax.config import (
+    PAIR,
     EncoderDecoderConfig,
     GenerationConfig,
     TransformerConfig,
@@ -20,23 +20,29 @@ from seq2seq_jax.config import (
     generation_to_hf,
     nearest,
 )
+from seq2seq_jax.families import registry
 from seq2seq_jax.parallel.rules import RULES
 from seq2seq_jax.weights.files import read_json
 from seq2seq_jax.weights.report import Report
 
-PAIR_TYPES = ("encoder-decoder", "encoder_decoder")
+PAIR_TYPES = (PAIR, "encoder_decoder")
 SIDE_FLAGS = {
     "encoder": {"is_decoder": False, "add_cross_attention": False},
     "decoder": {"is_decoder": True, "add_cross_attention": True},
 }
 # Fields that any config.json may have; the sizes are accepted under these names for every family.
 COMMON_FIELDS = ("is_decoder", "add_cross_attention", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache")
-GENERIC_FIELDS = {
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_positions",
+GENERIC_FIELDS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+# What torch's classes do not have.
+OWN_FIELDS = {
+    "encoder": ("use_bidirectional_attention",),
+    "decoder": ("cross_attention_every", "cross_attention_hidden_size"),
 }
 TOKEN_FIELDS = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id")
 
@@ -46,20 +52,26 @@ def sides(config: EncoderDecoderConfig) -> Iterator[tuple[str, TransformerConfig
 
 
 def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> EncoderDecoderConfig:
-    """The config of a pair from its config.json, its vocabularies padded to what `mesh` divides."""
-    for role in families.ROLES:
-        if not isinstance(hf.get(role), Mapping):
-            raise ValueError(f"the pair's config.json has no {role!r} section; it is not an encoder-decoder's")
-    encoder = families.from_hf(hf["encoder"], "encoder")
-    decoder = families.from_hf(hf["decoder"], "decoder")
-    cross = hf["decoder"].get("cross_attention_hidden_size")
-    if cross is not None:
-        if cross != encoder.hidden_size:
+    """The config of a pair, or of a sequence-to-sequence model, from its config.json; `mesh` divides its vocabularies.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    whole = hf.get("model_type") not in PAIR_TYPES
+    if whole:
+        encoder, decoder, tied = _whole_sides(hf)
+    else:
+        for role in registry.ROLES:
+            if not isinstance(hf.get(role), Mapping):
+                raise ValueError(f"the pair's config.json has no {role!r} section; it is not an encoder-decoder's")
+        encoder = registry.from_hf(hf["encoder"], "encoder")
+        cross, tied = hf["decoder"].get("cross_attention_hidden_size"), bool(hf.get("tie_encoder_decoder", False))
+        if cross is not None and cross != encoder.hidden_size:
             raise ValueError(
                 f"the decoder's cross_attention_hidden_size {cross} is not the encoder's hidden_size"
                 f" {encoder.hidden_size}; remove it, or give decoder_cross_attention_hidden_size={encoder.hidden_size}"
             )
-        decoder = dataclasses.replace(decoder, cross_attention_size=cross)
+        decoder = registry.from_hf(hf["decoder"], "decoder", cross_attention_size=cross)
     if mesh is not None:
         parts = math.prod(mesh.shape.get(axis, 1) for axis in RULES["vocab"])
         encoder, decoder = (
@@ -67,14 +79,36 @@ def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> E
         )
     if tie is None:
         own = hf.get("seq2seq_jax", {}).get("tie_encoder_decoder")
-        tie = bool(hf.get("tie_encoder_decoder", False)) if own is None else own
-    source = {k: v for k, v in hf.items() if k not in families.ROLES}
-    return EncoderDecoderConfig(encoder, decoder, tie_encoder_decoder=tie, source_json=json.dumps(source))
+        tie = tied if own is None else own
+    source = hf if whole else {k: v for k, v in hf.items() if k not in registry.ROLES}
+    model_type = hf["model_type"] if whole else PAIR
+    return EncoderDecoderConfig(
+        encoder, decoder, tie_encoder_decoder=tie, model_type=model_type, source_json=json.dumps(source)
+    )
+
+
+def _whole_sides(hf: Mapping[str, Any]) -> tuple[TransformerConfig, TransformerConfig, bool | str]:
+    """Encoder and decoder of a sequence-to-sequence model, and what they share."""
+    family = registry.family_of(hf)
+    if family.whole is None or hf["model_type"] not in family.whole.architectures:
+        known = ", ".join(support.model_type for support in registry.families() if support.whole)
+        raise ValueError(
+            f"model_type {hf['model_type']!r} is one side, not an encoder-decoder pair; to join it with another"
+            f" checkpoint, use from_encoder_decoder_pretrained (whole models are: {known})"
+        )
+    parts = {role: hf[role] if family.whole.nested else hf for role in registry.ROLES}
+    encoder = registry.from_hf(parts["encoder"], "encoder", whole=True)
+    width = encoder.hidden_size
+    decoder = registry.from_hf(parts["decoder"], "decoder", cross_attention_size=width, whole=True)
+    shared = family.whole.shared is not None and hf.get("share_encoder_decoder_embeddings", True)
+    return encoder, decoder, "embeddings" if shared else False
 
 
 def pair_to_hf(config: EncoderDecoderConfig) -> dict[str, Any]:
     """The pair's config.json: its source, with what has changed since."""
     out = config.source
+    if not config.is_pair:
+        return _whole_to_hf(config, out)
     out.update(model_type=PAIR_TYPES[0], is_encoder_decoder=True, architectures=["EncoderDecoderModel"])
     out.update(decoder_start_token_id=config.decoder_start_token_id, pad_token_id=config.pad_token_id)
     if config.eos_token_ids:
@@ -84,9 +118,21 @@ def pair_to_hf(config: EncoderDecoderConfig) -> dict[str, Any]:
     elif config.tie_encoder_decoder == "embeddings":
         out["seq2seq_jax"] = {"tie_encoder_decoder": "embeddings"}
     for role, side in sides(config):
-        out[role] = {**families.to_hf(side, role), **SIDE_FLAGS[role]}
-        if out[role]["model_type"] == "bart":
+        out[role] = {**registry.to_hf(side, role), **SIDE_FLAGS[role]}
+        if registry.family_of(out[role]).whole is not None:
             out[role]["is_encoder_decoder"] = False
+    return out
+
+
+def _whole_to_hf(config: EncoderDecoderConfig, out: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a sequence-to-sequence model, with the vocabulary that it has now."""
+    whole = registry.family_of(out).whole
+    out["architectures"] = [whole.architectures[config.model_type]]
+    for role, side in sides(config):
+        section = out[role] if whole.nested else out
+        name = "decoder_vocab_size" if role == "decoder" and "decoder_vocab_size" in out else "vocab_size"
+        if section.get(name, side.vocab_size) != side.vocab_size:
+            section[name] = side.vocab_size
     return out
 
 
@@ -208,6 +254,17 @@ def split_overrides(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
+def _section(hf: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """A side's part of config.json: a section of it in models that have one (T5Gemma)."""
+    whole = registry.family_of(hf).whole
+    return dict(hf[role]) if whole is not None and whole.nested and role in hf else dict(hf)
+
+
+def side_from_hf(hf: Mapping[str, Any], role: str) -> TransformerConfig:
+    """The settings of one side, from its own config.json or that of a whole model."""
+    return registry.from_hf(_section(hf, role), role)
+
+
 def resizes(options: Mapping[str, Any]) -> bool:
     """Whether the options ask for another length of the position table."""
     return any(name in options for name in ("max_position_embeddings", "n_positions"))
@@ -221,7 +278,7 @@ def overridden(
     Args:
       depth: how many layers the file has.
     """
-    options, family, out = dict(options), families.family_of(hf), dict(hf)
+    options, family, out = dict(options), registry.family_of(hf), _section(hf, role)
     keep = options.pop("keep_layers", None)
     if keep is not None:
         keep = tuple(keep)
@@ -230,14 +287,12 @@ def overridden(
         if not keep or any(not 0 <= i < depth for i in keep):
             raise ValueError(f"{role}_keep_layers is {keep}, and the checkpoint has layers 0 to {depth - 1}")
         options["num_hidden_layers"] = len(keep)
-    ours = {our: theirs for theirs, our in family.fields[role].items()}
-    known = {*family.defaults, *hf, *COMMON_FIELDS, *GENERIC_FIELDS, *dict(family.renamed)}
+    known = {*family.defaults[hf["model_type"]], *out, *COMMON_FIELDS, *GENERIC_FIELDS, *OWN_FIELDS[role]}
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{role}_{name} is no field of a {family.name} config: {nearest(name, known)}")
-        theirs = ours[GENERIC_FIELDS[name]] if name in GENERIC_FIELDS and name not in out else name
-        out[theirs] = value
-    layers = families.from_hf(out, role).num_layers
+        out[name if name in out else family.field(name, role)] = value
+    layers = registry.from_hf(out, role).stored_layers
     if keep is None:
         if layers > depth:
             raise ValueError(f"{role}_num_hidden_layers is {layers}, and the checkpoint has {depth} layers")

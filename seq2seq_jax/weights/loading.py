@@ -14,9 +14,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from seq2seq_jax.config import EncoderDecoderConfig, TransformerConfig
-from seq2seq_jax.families import FAMILIES
-from seq2seq_jax.families.rules import TRANSPOSE, Rule, linear_rules
+from seq2seq_jax.config import EncoderDecoderConfig, LayerSettings, TransformerConfig
+from seq2seq_jax.families.registry import FAMILIES
+from seq2seq_jax.families.rules import TRANSPOSE, Op, Rule, linear_rules, rule
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import layer_slot
@@ -24,6 +24,9 @@ from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.parallel.rules import partition_spec, shards
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.report import Report
+
+# [1, vocabulary], a buffer of torch's sequence-to-sequence classes.
+LOGITS_BIAS = rule("final_logits_bias", "head/bias", Op(lambda t: (t[0],), lambda a: a[0][None]), head=True)
 
 
 class Piece(NamedTuple):
@@ -47,6 +50,7 @@ class Side:
       outer: the prefix of this side in a pair's file ("encoder."), or "" for a checkpoint of its own.
       keep: the file's layer for each of our layers.
       cut: whether layers were left out by an explicit option. resize: whether the position table may be resized.
+      whole: it is half of a sequence-to-sequence model of its own class.
     """
 
     role: str
@@ -56,18 +60,28 @@ class Side:
     keep: tuple[int, ...]
     cut: bool = False
     resize: bool = False
+    whole: bool = False
 
     def pieces(self) -> dict[str, Piece]:
         """Path of each layer's parameter ("encoder/layers/layers_0/...") -> where it lies."""
         family, out = FAMILIES[self.config.family], {}
-        for rule in family.rules(self.config):
-            for layer, source in enumerate(self.keep) if rule.per_layer else [(0, 0)]:
-                base = rule.torch.format(layer=source)
-                prefixes = ("",) if rule.head else family.prefixes[self.role]
-                names = (*(p + base for p in prefixes), *rule.also)
-                for part, path in enumerate(rule.flax):
+        table = family.rules(self.config)
+        if self.whole and self.config.head_bias == "fixed":
+            table = [*table, LOGITS_BIAS]
+        for each in table:
+            for layer, source in enumerate(self.keep) if each.per_layer else [(0, 0)]:
+                if each.per_layer and not _has(self.config.layer(layer), each.flax[0]):
+                    continue
+                base = each.torch.format(layer=source)
+                prefixes = family.prefixes[self.role]
+                if self.whole:
+                    prefixes = (family.whole.prefixes[self.role], *prefixes)
+                names = (*(p + base for p in (("",) if each.head else prefixes)), *each.also)
+                if self.whole and each.flax == (ties.EMBEDDING,) and family.whole.shared in each.also:
+                    names = (family.whole.shared, *names)
+                for part, path in enumerate(each.flax):
                     path = path.replace("layers/{layer}", f"layers/layers_{layer}")
-                    out[f"{self.role}/{path}"] = Piece(tuple(self.outer + n for n in names), rule, part)
+                    out[f"{self.role}/{path}"] = Piece(tuple(self.outer + n for n in names), each, part)
         return out
 
     def leftover(self, name: str) -> tuple[str, str] | None:
@@ -75,7 +89,8 @@ class Side:
         family = FAMILIES[self.config.family]
         name = name.removeprefix(self.outer)
         base = name
-        for prefix in sorted(family.prefixes[self.role], key=len, reverse=True):
+        prefixes = {*family.prefixes[self.role], *(family.whole.prefixes.values() if self.whole else ())}
+        for prefix in sorted(prefixes, key=len, reverse=True):
             if prefix and name.startswith(prefix):
                 base = name.removeprefix(prefix)
                 break
@@ -94,12 +109,19 @@ class Side:
         return None
 
 
+def _has(layer: LayerSettings, path: str) -> bool:
+    """Whether a layer has the part that a parameter belongs to."""
+    if "/cross_attention" in path:
+        return layer.cross_attention
+    return layer.attention_norm or "/self_attention_norm/" not in path
+
+
 def projection_pieces(config: EncoderDecoderConfig) -> dict[str, Piece]:
     """enc_to_dec_proj stands beside the two sides."""
     if not config.has_projection:
         return {}
-    rules = linear_rules("enc_to_dec_proj", "enc_to_dec_proj", TRANSPOSE)
-    return {rule.flax[0]: Piece((rule.torch,), rule, 0) for rule in rules}
+    table = linear_rules("enc_to_dec_proj", "enc_to_dec_proj", TRANSPOSE)
+    return {each.flax[0]: Piece((each.torch,), each, 0) for each in table}
 
 
 class Leaf(NamedTuple):
@@ -116,7 +138,7 @@ def leaves(model: EncoderDecoder) -> dict[str, Leaf]:
     out = {}
     slots = {}
     for role, config in (("encoder", model.config.encoder), ("decoder", model.config.decoder)):
-        for i in range(config.num_layers):
+        for i in range(config.stored_layers):
             slot, row = layer_slot(config, i)
             slots.setdefault(f"{role}/layers/{slot}", []).append((i, row is not None))
     for path, box in flatten_dict(model.parameter_shapes(), sep="/").items():
@@ -199,7 +221,7 @@ class Loader:
                     self._say(side, name, "tied", f"to {first}")
                 elif candidate == path:
                     # A second tensor of one side, such as the bias that BERT's untied head does not add.
-                    self.aside[name if side.outer else f"{side.role}.{name}"] = np.array(tensor)
+                    self.aside[name if side.outer or side.whole else f"{side.role}.{name}"] = np.array(tensor)
                     self._say(side, name, "kept aside", f"differs from {first}, which is used; written back on export")
                 else:
                     self._say(side, name, "tied", f"to {first}")
@@ -233,7 +255,7 @@ class Loader:
     def _value(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         value = self._read(path, shape)
         if value is None:
-            made = self.new_value(path, shape, lambda other: self._value(other, shape))
+            made = self.new_value(path, shape, self._value)
             if made is None:
                 side, piece, _ = self._found(path)
                 raise ValueError(
@@ -244,13 +266,18 @@ class Loader:
             self.report.add(path.split("/")[0], path, "initialised", how)
         return value
 
+    def token_table(self, role: str) -> np.ndarray:
+        """A side's token embeddings."""
+        config = self.sides[role].config
+        return self._value(f"{role}/{ties.EMBEDDING}", (config.vocab_size, config.embedding_size))
+
     def load(self, mesh: Mesh | None, dtype: Any) -> dict[str, Any]:
         """The once-stored parameter tree, each device holding its shard only."""
         out = {}
         for path, leaf in self.stored.items():
             config = self._side(path).config
             true = tuple(config.vocab_size if a == "vocab" else n for a, n in zip(leaf.axes, leaf.shape))
-            rows = [self._value(row, true[1:] if leaf.stacked else true) for row in leaf.rows]
+            rows = (self._value(row, true[1:] if leaf.stacked else true) for row in leaf.rows)
             out[path] = place(rows, leaf, mesh, dtype)
         for role, side in self.sides.items():
             self._leftovers(role, side)
@@ -269,7 +296,9 @@ class Loader:
                 )
             if status == "kept aside":
                 base, detail = detail, "written back on export"
-                kept = f"{role}.{FAMILIES[side.config.family].prefixes[role][0]}{base}"
+                family = FAMILIES[side.config.family]
+                outer = family.whole.prefixes[role] if side.whole else f"{role}.{family.prefixes[role][0]}"
+                kept = f"{outer}{base}"
                 self.aside[kept] = np.array(side.checkpoint.read(name))
             self.report.add(role, name, status, detail)
 
@@ -279,18 +308,22 @@ def export_pieces(config: EncoderDecoderConfig) -> dict[str, Piece]:
     pieces = projection_pieces(config)
     for role in ("encoder", "decoder"):
         side = getattr(config, role)
-        pieces.update(Side(role, side, None, f"{role}.", tuple(range(side.num_layers))).pieces())
+        outer, keep = f"{role}." if config.is_pair else "", tuple(range(side.stored_layers))
+        pieces.update(Side(role, side, None, outer, keep, whole=not config.is_pair).pieces())
     return pieces
 
 
-def place(rows: list[np.ndarray], leaf: Leaf, mesh: Mesh | None, dtype: Any) -> jax.Array:
-    """Rows to one array in `dtype`, the vocabulary padded with zeros, on the default device or split over `mesh`."""
+def place(rows: Iterator[np.ndarray], leaf: Leaf, mesh: Mesh | None, dtype: Any) -> jax.Array:
+    """Rows to one array in `dtype`, the vocabulary padded with zeros, on the default device or split over `mesh`.
+
+    The rows come one by one, so that the host holds one tensor beside the array.
+    """
     whole = np.zeros(leaf.shape, dtype)
     for i, row in enumerate(rows):
         target = whole[i] if leaf.stacked else whole
         target[: row.shape[0]] = row
     if mesh is None:
-        return jnp.asarray(whole)
+        return jax.block_until_ready(jnp.array(whole, copy=True))
     return jax.make_array_from_callback(leaf.shape, leaf_sharding(leaf, mesh), lambda index: whole[index])
 
 

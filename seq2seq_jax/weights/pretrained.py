@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,17 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from seq2seq_jax import families
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
+from seq2seq_jax.families import registry
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.weights import hf_config, initialization, native
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json, write_json, write_safetensors
-from seq2seq_jax.weights.loading import Loader, Side, torch_tensors
+from seq2seq_jax.weights.loading import Loader, Side, export_pieces, torch_tensors
 from seq2seq_jax.weights.report import Report
+from seq2seq_jax.weights.tokenizer_files import plain_strings
 
 EXTRAS, ASIDE = "seq2seq_jax.json", "aside.safetensors"
 
@@ -72,7 +73,8 @@ def from_pretrained(
     mesh: Mesh | None = None,
     params_directory: str | os.PathLike | None = None,
 ) -> Pretrained:
-    """Loads a pair that torch's EncoderDecoderModel, `save_pretrained` or `save_orbax` wrote.
+    """Loads a pair that torch's EncoderDecoderModel, `save_pretrained` or `save_orbax` wrote, or a whole
+    sequence-to-sequence model of a class of its own (BART, T5 ...).
 
     Args:
       path_or_id: a directory, or a hub id.
@@ -85,31 +87,40 @@ def from_pretrained(
     """
     directory = local_directory(path_or_id)
     hf = read_json(directory / "config.json")
-    if hf.get("model_type") not in hf_config.PAIR_TYPES:
-        raise ValueError(
-            f"{directory / 'config.json'} is of model_type {hf.get('model_type')!r}, not an encoder-decoder pair; to"
-            " join it with another checkpoint, use from_encoder_decoder_pretrained"
-        )
     report = Report()
     generation_file = directory / "generation_config.json"
     generation_source = read_json(generation_file) if generation_file.exists() else {}
     generation = hf_config.merged_generation(hf, generation_source)
-    config = hf_config.pair_from_hf(hf, mesh)
+    native_params = params_directory is not None or (directory / native.PARAMS).is_dir()
+    checkpoint = None if native_params else Checkpoint(directory)
+    hf = hf if checkpoint is None else _with_head_of(hf, checkpoint)
+    try:
+        config = hf_config.pair_from_hf(hf, mesh)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
     config = dataclasses.replace(config, **hf_config.pair_tokens(config, hf, generation, report))
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
-    if params_directory is not None or (directory / native.PARAMS).is_dir():
+    if checkpoint is None:
         params = native.restore_params(Path(params_directory or directory), model, mesh=mesh, dtype=param_dtype)
         extras = read_json(directory / EXTRAS)
         for path in flatten_dict(params, sep="/"):
             report.add(path.split("/")[0], path, "copied")
         aside = load_file(directory / ASIDE) if (directory / ASIDE).exists() else {}
         return Pretrained(model, params, generation, report, aside, extras["dtypes"], generation_source)
-    checkpoint = Checkpoint(directory)
     stray = [n for n in checkpoint if not n.startswith(("encoder.", "decoder.", "enc_to_dec_proj."))]
-    if stray:
+    if stray and config.is_pair:
         raise ValueError(f"{directory}: nothing is known about the tensor {stray[0]!r} in an encoder-decoder pair")
-    sides = {r: Side(r, c, checkpoint, f"{r}.", tuple(range(c.num_layers))) for r, c in hf_config.sides(config)}
-    loader = Loader(model, sides, report, lambda path, shape, read: None, compare_ties=True)
+    sides = {}
+    for role, side in hf_config.sides(config):
+        outer, keep = f"{role}." if config.is_pair else "", tuple(range(side.stored_layers))
+        sides[role] = Side(role, side, checkpoint, outer, keep, whole=not config.is_pair)
+
+    def new_value(path, shape, read):
+        if path == "decoder/head/bias" and not config.is_pair:  # older files may lack final_logits_bias
+            return np.zeros(shape, np.float32), "zero"
+        return None
+
+    loader = Loader(model, sides, report, new_value, compare_ties=True)
     params = loader.load(mesh, param_dtype)
     return Pretrained(model, params, generation, report, loader.aside, loader.dtypes, generation_source)
 
@@ -137,8 +148,10 @@ def from_encoder_decoder_pretrained(
         half.
       tie_encoder_decoder: False, True (all that both sides have is stored once, from the encoder), "embeddings", or
         aliases.
-      cross_attention_init: how absent cross-attention begins: "normal" (torch's; None means this), "zero",
-        "self_attention" or "identity". head_init: how an absent head transform begins: "normal" or "identity".
+      cross_attention_init: how absent cross-attention begins: "normal" (torch's), "zero", "self_attention",
+        "identity", or "aligned" (identity across different widths and vocabularies); None: "normal" where torch's
+        class has cross-attention or its norms stand behind, else "zero".
+      head_init: how an absent head transform begins: "normal" or "identity".
       seed: of the random ones.
       decoder_start_token_id, pad_token_id, eos_token_id: None: from the decoder's config.json, else its tokenizer.
       overrides: encoder_<field> and decoder_<field>, Hugging Face's names; also encoder_num_hidden_layers (the first
@@ -149,29 +162,34 @@ def from_encoder_decoder_pretrained(
     paths = {"encoder": local_directory(encoder), "decoder": local_directory(decoder)}
     hf = {role: read_json(path / "config.json") for role, path in paths.items()}
     options = hf_config.split_overrides(overrides)
+    checkpoints = {role: Checkpoint(path) for role, path in paths.items()}
+    hf["decoder"] = _with_head_of(hf["decoder"], checkpoints["decoder"])
     keeps, depths = {}, {}
     for role, source in hf.items():
-        depths[role] = families.from_hf(source, role).num_layers
+        depths[role] = hf_config.side_from_hf(source, role).stored_layers
         hf[role], keeps[role] = hf_config.overridden(source, role, options[role], depths[role])
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
     config = _new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, paths["decoder"], report)
-    method = cross_attention_init or "normal"
+    natural = registry.family_of(hf["decoder"]).torch_cross or config.decoder.norm_position == "post"
+    method = cross_attention_init or ("normal" if natural else "zero")
     initialization.check_choices(config, method, head_init)
 
     sides = {}
     for role, side in hf_config.sides(config):
         cut, resize = len(keeps[role]) < depths[role], hf_config.resizes(options[role])
-        sides[role] = Side(role, side, Checkpoint(paths[role]), "", keeps[role], cut=cut, resize=resize)
+        sides[role] = Side(role, side, checkpoints[role], "", keeps[role], cut=cut, resize=resize)
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
+
+    choices = {"seed": seed, "cross_attention_init": method, "head_init": head_init}
 
     def new_value(path, shape, read):
         if not initialization.MAY_BE_NEW.match(path):
             return None
-        return initialization.new_value(
-            path, shape, config.decoder, seed=seed, cross_attention_init=method, head_init=head_init, read=read
-        )
+        return initialization.new_value(path, shape, config.decoder, read=read, **choices)
 
     loader = Loader(model, sides, report, new_value, compare_ties=False)
+    if method == "aligned":
+        choices.update(alignment=_alignment(loader, paths, report), projected=config.has_projection)
     params = loader.load(mesh, param_dtype)
     return Pretrained(model, params, GenerationConfig(), report, loader.aside, loader.dtypes)
 
@@ -199,7 +217,7 @@ def from_encoder_decoder_configs(
     report = Report()
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
     config = _new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)
-    sides = {r: Side(r, c, None, "", tuple(range(c.num_layers))) for r, c in hf_config.sides(config)}
+    sides = {r: Side(r, c, None, "", tuple(range(c.stored_layers))) for r, c in hf_config.sides(config)}
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
 
     def new_value(path, shape, read):
@@ -211,11 +229,42 @@ def from_encoder_decoder_configs(
     return Pretrained(model, params, GenerationConfig(), report)
 
 
+def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> initialization.Alignment:
+    """The map between the sides' token embeddings, from their tokenizers' strings."""
+    tables, strings = [], []
+    for role, side in loader.sides.items():
+        if side.config.embedding_size != side.config.hidden_size:
+            raise ValueError(
+                f"cross_attention_init='aligned' needs token embeddings as wide as the states, and the {role}'s are"
+                f" {side.config.embedding_size}, not {side.config.hidden_size}; use 'identity' or 'normal'"
+            )
+        tables.append(loader.token_table(role).astype(np.float32))
+        strings.append(plain_strings(paths[role], side.config.source, side.config.vocab_size))
+    alignment = initialization.align(*tables, *strings)
+    report.note(f"cross-attention is aligned by {alignment.shared} strings that both vocabularies hold")
+    return alignment
+
+
+def _with_head_of(hf: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json, saying of a head that is tied by the file (see Family.head_by_file) what the file says."""
+    outer = "" if "encoder" not in hf else "decoder."
+    side = dict(hf["decoder"] if outer else hf)
+    if side.get("model_type") not in registry.BY_MODEL_TYPE or not registry.family_of(side).head_by_file:
+        return dict(hf)
+    head = f"{outer}lm_head.weight"
+    tables = [n for n in (f"{outer}shared.weight", f"{outer}decoder.embed_tokens.weight") if n in checkpoint]
+    own = head in checkpoint and tables and not np.array_equal(checkpoint.read(head), checkpoint.read(tables[0]))
+    if side["model_type"] == "t5":
+        side.setdefault("scale_decoder_outputs", side.get("tie_word_embeddings", True))
+    side["tie_word_embeddings"] = not own
+    return {**hf, "decoder": side} if outer else side
+
+
 def _new_pair(encoder, decoder, tie, mesh, tokens, directory, report) -> EncoderDecoderConfig:
     """The config of a pair that did not exist before."""
     top = {"model_type": hf_config.PAIR_TYPES[0], "is_encoder_decoder": True, "encoder": encoder, "decoder": decoder}
     config = hf_config.pair_from_hf(top, mesh, tie=tie)
-    found = hf_config.derive_tokens(families.with_defaults(decoder), directory, *tokens, report)
+    found = hf_config.derive_tokens(registry.with_defaults(decoder, "decoder"), directory, *tokens, report)
     return dataclasses.replace(config, **found)
 
 
@@ -236,23 +285,69 @@ def save_pretrained(
       tokenizer, target_tokenizer: `Tokenizer`s to write beside (the target's in `target_tokenizer/`).
     """
     directory = Path(path)
-    directory.mkdir(parents=True, exist_ok=True)
+    _write_tensors(directory, _tensors(pretrained, dtype), max_shard_size)
+    if is_first():
+        _write_configs(directory, pretrained, tokenizer, target_tokenizer)
+    barrier("save_pretrained")
+
+
+def save_decoder(
+    path: str | os.PathLike,
+    pretrained: Pretrained,
+    *,
+    dtype: Dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    tokenizer: Any = None,
+) -> None:
+    """Writes a pair's decoder alone, for torch's class of it (AutoModelForCausalLM).
+
+    Cross-attention is written only where that class has it.
+
+    Raises:
+      ValueError: if torch has no such class: half of a sequence-to-sequence model, or T5's decoder.
+    """
+    side = pretrained.config.decoder
+    family = registry.FAMILIES[side.family]
+    if not pretrained.config.is_pair or family.head_by_file:
+        raise ValueError(
+            f"torch has no causal language model of {side.family}'s decoder alone; write the whole with save_pretrained"
+        )
+    left_out = set()
+    if not family.torch_cross:
+        pieces = export_pieces(pretrained.config).items()
+        left_out = {piece.names[0] for path, piece in pieces if "/cross_attention" in path}
+    outer, directory = "decoder.", Path(path)
+    tensors = (
+        (name.removeprefix(outer), array)
+        for name, array in _tensors(pretrained, dtype)
+        if name.startswith(outer) and name not in left_out
+    )
+    _write_tensors(directory, tensors, max_shard_size)
+    if is_first():
+        flags = hf_config.SIDE_FLAGS["decoder"] if family.torch_cross else {}
+        write_json(directory / "config.json", {**registry.to_hf(side, "decoder"), **flags})
+        if tokenizer is not None:
+            tokenizer.save(directory)
+    barrier("save_decoder")
+
+
+def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a pair's file, in `dtype`, or in its own of the source (new ones: as most of them)."""
     usual = Counter(pretrained.dtypes.values()).most_common(1)
     usual = usual[0][0] if usual else "float32"
+    for name, make in torch_tensors(pretrained.model, pretrained.params):
+        yield name, make().astype(jnp.dtype(dtype if dtype is not None else pretrained.dtypes.get(name, usual)))
+    for name, array in pretrained.aside.items():
+        yield name, array if dtype is None else array.astype(jnp.dtype(dtype))
 
-    def tensors():
-        for name, make in torch_tensors(pretrained.model, pretrained.params):
-            yield name, make().astype(jnp.dtype(dtype if dtype is not None else pretrained.dtypes.get(name, usual)))
-        for name, array in pretrained.aside.items():
-            yield name, array if dtype is None else array.astype(jnp.dtype(dtype))
 
+def _write_tensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], max_shard_size: int | str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     if is_first():
-        write_safetensors(directory, tensors(), max_shard_size)
-        _write_configs(directory, pretrained, tokenizer, target_tokenizer)
+        write_safetensors(directory, tensors, max_shard_size)
     else:
-        for _ in tensors():  # gathering them takes every process
+        for _ in tensors:  # gathering them takes every process
             pass
-    barrier("save_pretrained")
 
 
 def save_orbax(

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig
-from seq2seq_jax.families import from_hf
+from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, shift_tokens_right
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
 

@@ -65,7 +65,7 @@ def randomise(model, seed: int, scale: float = 0.15):
     """Every parameter away from its initial value, so that a forgotten bias or norm shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in dict.fromkeys(model.parameters()):
+        for parameter in dict.fromkeys(p for p in model.parameters() if p.requires_grad):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return model
 

@@ -87,7 +87,9 @@ def test_unknown_family(copy):
 def test_not_a_pair(copy, tmp_path):
     alone = standalone(tmp_path, make_pair(), "encoder", BERT)
     refused(
-        "is of model_type 'bert', not an encoder-decoder pair.*from_encoder_decoder_pretrained", from_pretrained, alone
+        "model_type .bert. is one side, not an encoder-decoder pair.*from_encoder_decoder_pretrained",
+        from_pretrained,
+        alone,
     )
     directory, config, content = copy
     del config["decoder"]

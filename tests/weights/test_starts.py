@@ -204,3 +204,58 @@ def test_scan_plans():
     assert plan(a).repeats == plan(a, b).repeats == 0
     long = TransformerConfig("bert", 9, 8, 7, 2, 8, layer_pattern=(a, b))
     assert scan_plan(long) == (0, 2, 3), "the seventh layer stands alone"
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def lettered(directory, config, words, seed):
+    """A BERT without cross-attention or head whose tokenizer holds `words`."""
+    config = {**config, "vocab_size": len(words), "num_hidden_layers": 2}
+    without = ("crossattention", "cls.")
+    path = standalone(
+        directory, make_pair(config, config, seed=seed), "decoder", config, prefix="bert.", without=without
+    )
+    (path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return path
+
+
+@pytest.mark.parametrize("width", [12, 8])
+def test_aligned_start(tmp_path, width):
+    """An encoder whose embeddings are a linear image of the decoder's: its states arrive as the decoder's own."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    other = [*special, "only", *reversed(words[5:])]
+    decoder = lettered(tmp_path / "decoder", {**BERT, "hidden_size": 8, "num_attention_heads": 2}, words, 1)
+    encoder = lettered(tmp_path / "encoder", {**BERT, "hidden_size": width, "num_attention_heads": 2}, other, 2)
+    rng, name = np.random.default_rng(0), "bert.embeddings.word_embeddings.weight"
+    there = tensors(encoder)
+    kernel, bias = rng.standard_normal((width, 8)), rng.standard_normal(8)
+    content = tensors(decoder)
+    place = {word: i for i, word in enumerate(other)}
+    content[name] = np.float32(there[name][[place[word] for word in words]] @ kernel + bias)
+    write(decoder, content)
+    made = from_encoder_decoder_pretrained(encoder, decoder, **TOKENS, cross_attention_init="aligned")
+    assert "aligned by 52 strings" in str(made.report)
+    cross, own = block(made)["cross_attention"], block(made)["self_attention"]
+    states = rng.standard_normal((5, width))
+    mapped, arrived = states @ kernel + bias, states
+    if width != 8:
+        projection = made.params["enc_to_dec_proj"]
+        arrived = states @ projection["kernel"] + projection["bias"]
+        np.testing.assert_allclose(arrived, mapped, atol=1e-4)
+    project = lambda x, p, layer: np.einsum("se,ehd->shd", x, p["kernel"][layer]) + p["bias"][layer]
+    for layer in range(2):
+        keys = project(arrived, cross["key"], layer)
+        np.testing.assert_allclose(keys, project(mapped, own["key"], layer), atol=1e-4)
+        out = np.einsum("shd,hde->se", project(arrived, cross["value"], layer), cross["out"]["kernel"][layer])
+        np.testing.assert_allclose(out + cross["out"]["bias"][layer], mapped, atol=1e-4)
+
+
+def test_aligned_needs_strings_in_common(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
+    encoder = lettered(tmp_path / "encoder", BERT, words, 1)
+    decoder = lettered(tmp_path / "decoder", BERT, [*words[:5], *(letter * 2 for letter in LETTERS)], 2)
+    with pytest.raises(ValueError, match=r"fits a map of width 12 on the strings .* they hold only 0 in common"):
+        from_encoder_decoder_pretrained(encoder, decoder, **TOKENS, cross_attention_init="aligned")

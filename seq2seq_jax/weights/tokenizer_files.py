@@ -106,6 +106,23 @@ def read_tokenizer(directory: Path, model_config: dict[str, Any]) -> TokenizerPa
     return TokenizerParts(backend, named, settings, files)
 
 
+def plain_strings(directory: Path, model_config: dict[str, Any], size: int) -> dict[str, int]:
+    """What each token below id `size` stands for, special ones aside: a space in front where it begins a word."""
+    backend = read_tokenizer(directory, model_config).backend
+    special = {token.content for token in backend.get_added_tokens_decoder().values()}
+
+    def plain(token: str) -> str:
+        if isinstance(backend.model, models.WordPiece):
+            prefix = backend.model.continuing_subword_prefix
+            return token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+        if isinstance(backend.decoder, decoders.ByteLevel):
+            return backend.decoder.decode([token])
+        return token.replace("\u2581", " ")
+
+    ids = {token: i for token, i in backend.get_vocab().items() if token not in special and i < size}
+    return {plain(token): i for token, i in sorted(ids.items(), key=lambda item: -item[1])}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no such file; ValueError where it holds anything else."""
     if not path.is_file():

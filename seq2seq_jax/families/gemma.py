@@ -1,0 +1,75 @@
+"""Gemma, Gemma 2 and the text model of Gemma 3 (transformers' *Model and *ForCausalLM): norms whose scale is 1 + w."""
+
+from dataclasses import replace
+
+from seq2seq_jax.config import LayerSettings
+from seq2seq_jax.families import llama
+from seq2seq_jax.families.shared import rotary
+
+
+def layers(hf):
+    """Local and global layers, from layer_types or the older patterns (Gemma 2: every other, Gemma 3: five of six)."""
+    kind, count = hf["model_type"], hf["num_hidden_layers"]
+    every = 6 if kind == "gemma3_text" else 2
+    every = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or every
+    kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
+    kinds = ["full_attention"] * count if kind == "gemma" else (hf.get("layer_types") or kinds)[:count]
+    scale = None if kind == "gemma" else hf["query_pre_attn_scalar"] ** -0.5
+    dim = hf["head_dim"]
+    local = {"rope_theta": hf["rope_local_base_freq"]} if hf.get("rope_local_base_freq") else hf
+    turns = {name: rotary(local if name != "full_attention" else hf, dim, name) for name in set(kinds)}
+    if kind == "gemma2":
+        turns = dict.fromkeys(turns, rotary(hf, dim))
+    for name in kinds:
+        window = hf["sliding_window"] - 1 if name == "sliding_attention" else None
+        yield LayerSettings(attention_scale=scale, window=window, rotary=turns[name])
+
+
+def from_hf(hf, role):
+    kind = hf["model_type"]
+    more = {"hidden_act": hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"}
+    settings = llama.from_hf({**hf, **more, "model_type": "llama", "layer_types": None}, role)
+    settings.update(norm_scale_offset=1.0, embedding_scale=hf["hidden_size"] ** 0.5, layer_pattern=tuple(layers(hf)))
+    if kind != "gemma":
+        caps = {"attention_softcap": hf["attn_logit_softcapping"], "head_softcap": hf["final_logit_softcapping"]}
+        settings.update(norm_position="sandwich", query_key_norm=kind == "gemma3_text", **caps)
+    return settings
+
+
+NORMS = {"self_attention": "input_layernorm", "mlp": "pre_feedforward_layernorm"}
+POST_NORMS = {"self_attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+
+
+def rules(config):
+    return llama.rules(config, NORMS, POST_NORMS) if config.norm_position == "sandwich" else llama.rules(config)
+
+
+TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+COMMON = {"head_dim": 256, "attention_bias": False, **TOKENS}
+LOCAL = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096}
+CAPS = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+}
+
+
+def defaults(vocab, hidden, mlp, count, heads, kv_heads, positions, **more):
+    found = llama.defaults(vocab, hidden, mlp, count, heads, kv_heads, positions, tie=True, **COMMON)
+    found["hidden_act"] = "gelu_pytorch_tanh"
+    return {k: v for k, v in {**found, **more}.items() if not (k == "hidden_act" and "hidden_activation" in more)}
+
+
+SECOND = defaults(256000, 2304, 9216, 26, 8, 4, 8192, **LOCAL, **CAPS)
+THIRD = {"rope_parameters": ROPE, **dict.fromkeys(CAPS)}
+FAMILY = replace(
+    llama.FAMILY,
+    name="gemma",
+    defaults={
+        "gemma": defaults(256000, 3072, 24576, 28, 16, 16, 8192),
+        "gemma2": SECOND,
+        "gemma3_text": {**SECOND, "vocab_size": 262208, "max_position_embeddings": 131072, **THIRD},
+    },
+    from_hf=from_hf,
+    rules=rules,
+)

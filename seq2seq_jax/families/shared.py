@@ -1,0 +1,171 @@
+"""What several families have in common: field names, BERT's layer names, rotary frequencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from seq2seq_jax.config import Rotary, TransformerConfig, nearest
+from seq2seq_jax.families.rules import Rule, attention_rules, linear_rules, norm_rules, rule
+
+STANDARD = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "activation": "hidden_act",
+    "max_positions": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+}
+BERT = {
+    **STANDARD,
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "type_vocab_size": "type_vocab_size",
+    "norm_eps": "layer_norm_eps",
+}
+BERT_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+BERT_IGNORED = (r"embeddings\.position_ids", r"embeddings\.token_type_ids", r"cls\.seq_relationship\..*")
+BERT_POOLER = (r"pooler\.(dense\.)?(weight|bias)",)
+
+
+def take(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[str, Any]:
+    """Settings read from config.json by `fields` (ours: theirs), and `more`."""
+    return {**{ours: hf[theirs] for ours, theirs in fields.items()}, **more}
+
+
+def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = (), **norms: Any) -> list[Rule]:
+    """embeddings.{word,position,token_type}_embeddings and embeddings.LayerNorm, as far as there are any.
+
+    Args:
+      tied: other whole names of the token table.
+    """
+    table = [rule("embeddings.word_embeddings.weight", "embeddings/token/embedding", also=tied)]
+    if config.positions == "learned":
+        table.append(rule("embeddings.position_embeddings.weight", "embeddings/position/embedding"))
+    if config.type_vocab_size:
+        table.append(rule("embeddings.token_type_embeddings.weight", "embeddings/token_type/embedding"))
+    if config.task_vocab_size:
+        table.append(rule("embeddings.task_type_embeddings.weight", "embeddings/task_type/embedding"))
+    return [*table, *(norm_rules("embeddings.LayerNorm", "embeddings/norm") if config.embedding_norm else ())]
+
+
+def bert_layer_rules(
+    config: TransformerConfig, attention_norm: str = "output.LayerNorm", mlp_norm: str = "output.LayerNorm"
+) -> list[Rule]:
+    """encoder.layer.N.{attention,crossattention,intermediate,output}; the norms' names vary."""
+    layer, flax, table = "encoder.layer.{layer}", "layers/{layer}", []
+    blocks = {"attention": "self_attention"}
+    if config.cross_attention_size is not None:
+        blocks["crossattention"] = "cross_attention"
+    for theirs, ours in blocks.items():
+        names = [f"{layer}.{theirs}.self.{n}" for n in ("query", "key", "value")]
+        table += attention_rules(config, f"{flax}/{ours}", *names, f"{layer}.{theirs}.output.dense")
+        table += norm_rules(f"{layer}.{theirs}.{attention_norm}", f"{flax}/{ours}_norm")
+    table += linear_rules(f"{layer}.intermediate.dense", f"{flax}/mlp/up")
+    table += linear_rules(f"{layer}.output.dense", f"{flax}/mlp/down")
+    return table + norm_rules(f"{layer}.{mlp_norm}", f"{flax}/mlp_norm")
+
+
+def lm_head_rules(
+    config: TransformerConfig, transform: str, norm: str, kernel: str, biases: tuple[str, ...]
+) -> list[Rule]:
+    """A masked-language-model head; `kernel` is named here only where it is not tied."""
+    table = []
+    if config.head_transform:
+        table += linear_rules(transform, "head/transform", head=True)
+        table += norm_rules(norm, "head/norm", head=True)
+    if config.head_bias != "none":
+        # The first is used; torch adds the kernel's own bias, and ties both where it ties the weight.
+        table.append(rule(biases[0], "head/bias", head=True, also=biases[1:]))
+    if not config.tie_head:
+        table.append(rule(kernel, "head/kernel", head=True))
+    return table
+
+
+def bert_head_rules(config: TransformerConfig) -> list[Rule]:
+    """cls.predictions.{transform,decoder,bias}."""
+    head = "cls.predictions"
+    biases = (f"{head}.bias", f"{head}.decoder.bias")
+    names = (f"{head}.transform.dense", f"{head}.transform.LayerNorm", f"{head}.decoder.weight")
+    return lm_head_rules(config, *names, biases if config.tie_head else biases[::-1])
+
+
+def rotary(hf: Mapping[str, Any], head_dim: int, layer_type: str | None = None, **options: Any) -> Rotary:
+    """The rotary embedding that config.json describes, in the newest form (rope_parameters) or older ones
+    (rope_theta, rope_scaling, partial_rotary_factor) (transformers.modeling_rope_utils).
+
+    Raises:
+      ValueError: for a kind of scaling that is not supported.
+    """
+    given = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+    if layer_type is not None and isinstance(given.get(layer_type), Mapping):
+        given = dict(given[layer_type])
+    base = given.get("rope_theta") or hf.get("rope_theta") or 10000.0
+    part = given.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
+    kind = given.get("rope_type", given.get("type", "default"))
+    dim = int(head_dim * part)
+    frequencies = (1.0 / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(float)
+    original = given.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
+    if kind not in SCALINGS:
+        raise ValueError(f"rope_type {kind!r} is not supported: {nearest(str(kind), SCALINGS)}")
+    frequencies, factor = SCALINGS[kind](frequencies, given, base, dim, original)
+    return Rotary(tuple(float(f) for f in frequencies), factor=float(factor), **options)
+
+
+def _llama3(frequencies, given, base, dim, original):
+    low, high, factor = (given[n] for n in ("low_freq_factor", "high_freq_factor", "factor"))
+    length = 2 * math.pi / frequencies
+    smooth = (original / length - low) / (high - low)
+    between = (1 - smooth) * frequencies / factor + smooth * frequencies
+    scaled = np.where(length > original / low, frequencies / factor, between)
+    return np.where(length < original / high, frequencies, scaled), 1.0
+
+
+def _yarn(frequencies, given, base, dim, original):
+    factor = given["factor"]
+
+    def scale(m=1.0):
+        return 0.1 * m * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention = given.get("attention_factor")
+    if attention is None:
+        m, m_all = given.get("mscale"), given.get("mscale_all_dim")
+        attention = scale(m) / scale(m_all) if m and m_all else scale()
+
+    def edge(turns):
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = edge(given.get("beta_fast") or 32), edge(given.get("beta_slow") or 1)
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 0.001), 0, 1)
+    return frequencies / factor * ramp + frequencies * (1 - ramp), attention
+
+
+SCALINGS = {
+    "default": lambda frequencies, *_: (frequencies, 1.0),
+    "linear": lambda frequencies, given, *_: (frequencies / given["factor"], 1.0),
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,107 @@
+"""T5, mT5, UMT5, Flan-T5 (transformers.T5ForConditionalGeneration and its halves): RMS norms, biases by distance."""
+
+from seq2seq_jax.config import LayerSettings, RelativeBias
+from seq2seq_jax.families.rules import Family, Whole, attention_rules, linear_rules, norm_rules, rule
+
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "intermediate_size": "d_ff",
+    "norm_eps": "layer_norm_epsilon",
+    "dropout": "dropout_rate",
+}
+NO_LIMIT = 2**20  # distances have buckets at any length
+
+
+def from_hf(hf, role):
+    gated, _, act = hf["feed_forward_proj"].rpartition("-")
+    act = "gelu_new" if (gated, act) == ("gated", "gelu") else act
+    buckets = (hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"])
+    settings = {ours: hf[theirs] for ours, theirs in FIELDS.items()}
+    settings.update(
+        num_layers=(role == "decoder" and hf.get("num_decoder_layers")) or hf["num_layers"],
+        activation=act,
+        mlp_gated=gated == "gated",
+        norm="rms",
+        norm_position="pre",
+        embedding_norm=False,
+        final_norm=True,
+        positions="none",
+        max_positions=NO_LIMIT,
+        relative_bias=RelativeBias(*buckets, per_layer=hf["model_type"] == "umt5"),
+        attention_bias=False,
+        attention_out_bias=False,
+        mlp_bias=False,
+        attention_dropout=hf["dropout_rate"],
+        activation_dropout=hf["dropout_rate"],
+        layer_pattern=(LayerSettings(attention_scale=1.0),),
+    )
+    if role == "decoder":
+        # As transformers 5 has it: T5 scales unless it is told not to, mT5 never, UMT5 always.
+        tie, kind = hf["tie_word_embeddings"], hf["model_type"]
+        scaled = hf.get("scale_decoder_outputs", tie) if kind == "t5" else kind == "umt5"
+        settings.update(causal=True, head=True, tie_head=tie, head_scale=hf["d_model"] ** -0.5 if scaled else 1.0)
+    return settings
+
+
+def rules(config):
+    layer, flax = "block.{layer}.layer", "layers/{layer}"
+    head = ("lm_head.weight",) if config.head and config.tie_head else ()
+    table = [rule("embed_tokens.weight", "embeddings/token/embedding", also=("shared.weight", *head))]
+    bias = "SelfAttention.relative_attention_bias.weight"
+    if config.relative_bias.per_layer:
+        table.append(rule(f"{layer}.0.{bias}", f"{flax}/self_attention/bias/table/embedding"))
+    else:
+        table.append(rule(f"block.0.layer.0.{bias}", "relative_bias/table/embedding"))
+    parts = [("SelfAttention", "self_attention")]
+    if config.cross_attention_size is not None:
+        parts.append(("EncDecAttention", "cross_attention"))
+    for i, (theirs, ours) in enumerate(parts):
+        table += attention_rules(config, f"{flax}/{ours}", *(f"{layer}.{i}.{theirs}.{n}" for n in "qkvo"))
+        table += norm_rules(f"{layer}.{i}.layer_norm", f"{flax}/{ours}_norm", bias=False)
+    # The MLP stands behind the cross-attention, also where a checkpoint of the encoder has none.
+    mlp = f"{layer}.{2 if config.causal else 1}"
+    names = {"wi_0": "gate", "wi_1": "up"} if config.mlp_gated else {"wi": "up"}
+    for theirs, ours in {**names, "wo": "down"}.items():
+        table += linear_rules(f"{mlp}.DenseReluDense.{theirs}", f"{flax}/mlp/{ours}", bias=False)
+    table += norm_rules(f"{mlp}.layer_norm", f"{flax}/mlp_norm", bias=False)
+    table += norm_rules("final_layer_norm", "final_norm", bias=False)
+    if config.head and not config.tie_head:
+        table.append(rule("lm_head.weight", "head/kernel", head=True))
+    return table
+
+
+def defaults(vocab, ff, layers, heads, proj, **more):
+    sizes = {"vocab_size": vocab, "d_model": 512, "d_kv": 64, "d_ff": ff, "num_layers": layers, "num_heads": heads}
+    bias = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
+    rates = {"dropout_rate": 0.1, "layer_norm_epsilon": 1e-6, "feed_forward_proj": proj}
+    return {**sizes, **bias, **rates, "pad_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": True, **more}
+
+
+CLASSES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
+GATED = defaults(250112, 1024, 8, 6, "gated-gelu", decoder_start_token_id=0)
+FAMILY = Family(
+    name="t5",
+    defaults={"t5": defaults(32128, 2048, 6, 8, "relu"), "mt5": GATED, "umt5": GATED},
+    from_hf=from_hf,
+    rules=rules,
+    prefixes={"encoder": ("encoder.", ""), "decoder": ("decoder.",)},
+    ignored=(r"block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    other_part={"encoder": (r"decoder\..*", r"lm_head\.weight"), "decoder": (r"encoder\..*",)},
+    renamed={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "head_dim": "d_kv",
+        "intermediate_size": "d_ff",
+        "encoder": {"num_hidden_layers": "num_layers"},
+        "decoder": {"num_hidden_layers": "num_decoder_layers"},
+    },
+    head_by_file=True,
+    whole=Whole(
+        architectures={t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()},
+        prefixes={"encoder": "encoder.", "decoder": "decoder."},
+        shared="shared.weight",
+    ),
+)

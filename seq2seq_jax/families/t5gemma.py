@@ -1,0 +1,42 @@
+"""T5Gemma (transformers.T5GemmaForConditionalGeneration): two Gemma 2, joined by cross-attention of Gemma's kind."""
+
+from dataclasses import replace
+
+from seq2seq_jax.families import gemma, llama
+from seq2seq_jax.families.rules import Whole
+
+
+def from_hf(hf, role):
+    settings = gemma.from_hf({**hf, "model_type": "gemma2"}, role)
+    settings.update(causal=role == "decoder", dropout=hf["dropout_rate"])
+    if role == "encoder":  # its window counts from the neighbour, not from the token itself
+        wider = [s if s.window is None else replace(s, window=s.window + 1) for s in settings["layer_pattern"]]
+        settings.update(layer_pattern=tuple(wider))
+    return settings
+
+
+NORMS = {"self_attention": "pre_self_attn_layernorm", "mlp": "pre_feedforward_layernorm"}
+POST_NORMS = {"self_attention": "post_self_attn_layernorm", "mlp": "post_feedforward_layernorm"}
+
+
+def rules(config):
+    return llama.rules(config, NORMS, POST_NORMS, head="lm_head.out_proj.weight")
+
+
+FAMILY = replace(
+    llama.FAMILY,
+    name="t5gemma",
+    defaults={name: {**gemma.SECOND, "dropout_rate": 0.0} for name in ("t5_gemma_module", "t5gemma")},
+    from_hf=from_hf,
+    rules=rules,
+    prefixes={"encoder": ("model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
+    other_part={
+        "encoder": (r"model\.decoder\..*", r"lm_head\..*"),
+        "decoder": (r"model\.encoder\..*",),
+    },
+    whole=Whole(
+        architectures={"t5gemma": "T5GemmaForConditionalGeneration"},
+        prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
+        nested=True,
+    ),
+)

@@ -1,0 +1,259 @@
+"""Every family against the torch classes: encoders alone, decoders alone, pairs, whole sequence-to-sequence models.
+
+The default run covers a spread of the families' features; `pytest -m slow` all of them.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import family_models as models  # noqa: E402
+import ladder  # noqa: E402
+import torch_models  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
+
+from seq2seq_jax.families import registry as families  # noqa: E402
+from seq2seq_jax.models.transformer import Transformer  # noqa: E402
+from seq2seq_jax.weights.pretrained import (  # noqa: E402
+    from_encoder_decoder_pretrained,
+    from_pretrained,
+    save_decoder,
+    save_pretrained,
+)
+
+pytestmark = pytest.mark.parity
+QUICK_ENCODERS = {"electra", "albert, groups", "mpnet", "deberta", "deberta-v3", "modernbert", "nomic_bert",
+                  "longformer", "marian", "t5, gated", "roformer"}  # fmt: skip
+QUICK_DECODERS = {"roberta", "xglm", "gpt_bigcode", "blenderbot-small", "umt5", "opt, narrow and post-norm", "gpt_neox",
+                  "qwen2", "gemma3"}  # fmt: skip
+QUICK_PAIRS = {("modernbert", "gpt2"), ("bert", "gemma2"), ("t5", "rembert"), ("bert", "t5, gated"), ("bert", "mbart")}
+QUICK_WHOLE = {"mbart", "t5", "t5gemma"}
+VOCABULARIES = (37, 37)
+
+
+def spread(names, quick):
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(scope="module")
+def small_decoder(tmp_path_factory):
+    """Something to pair an encoder with."""
+    path = tmp_path_factory.mktemp("decoder")
+    torch_models.decoder("bert", num_hidden_layers=1).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_encoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder")
+    torch_models.encoder("bert", num_hidden_layers=1).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("name", spread(models.ENCODERS, QUICK_ENCODERS))
+def test_encoder_alone(name, small_decoder, tmp_path):
+    """Hidden states of the tokens, padding on either side."""
+    half, whole = models.encoder(name)
+    whole.save_pretrained(tmp_path)
+    batch = ladder.random_batch(VOCABULARIES, source=9)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        theirs = half(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    pair = from_encoder_decoder_pretrained(tmp_path, small_decoder)
+    encode = jax.jit(lambda params: pair.model.apply({"params": params}, ids, mask, method="encode"))
+    ours = np.asarray(encode(pair.params))
+    ladder.close(ours[mask == 1], theirs[mask == 1], 1e-5, "hidden states")
+
+
+@pytest.mark.parametrize("name", spread(models.DECODERS, QUICK_DECODERS))
+def test_decoder_alone(name, small_encoder, tmp_path):
+    """Logits of the causal LM; a pair that begins with cross-attention of zero is that LM."""
+    lm = models.decoder(name)
+    lm.save_pretrained(tmp_path)
+    ids = ladder.random_batch(VOCABULARIES, target=9)["labels"]
+    ids = np.where(ids < 0, 5, ids)
+    pair = from_encoder_decoder_pretrained(small_encoder, tmp_path)
+    c = pair.config.decoder
+    with torch.no_grad():
+        if name.split(",")[0] in ("t5", "mt5", "umt5"):
+            states = torch.randn(3, 4, c.hidden_size, generator=torch.Generator().manual_seed(0))
+            theirs = lm(encoder_outputs=(states,), decoder_input_ids=torch.tensor(ids)).logits.numpy()
+            more, alone = {"encoder_states": states.numpy()}, c
+        else:
+            theirs = lm(torch.tensor(ids)).logits.numpy()
+            more, alone = {}, dataclasses.replace(c, cross_attention_size=None)
+    params = pair.model.decoding_params(pair.params)["decoder"]
+    decoder = Transformer(alone, unrolled=True)
+
+    def logits(module):
+        states, _ = module(ids, **more)
+        return module.logits(states)
+
+    ours = jax.jit(lambda p: decoder.apply({"params": p}, method=logits))(params)
+    ladder.close(np.asarray(ours)[..., : c.vocab_size], theirs, 1e-5, "logits")
+    if not more and c.norm_position != "post" and name in models.REFERENCED:
+        source = ladder.random_batch((37, 37))["input_ids"]
+        joined = pair.model.apply({"params": pair.params}, source, decoder_input_ids=ids)
+        ladder.close(joined.logits, theirs, 1e-5, "logits of the pair that begins as the LM")
+
+
+def climb(reference, directory, *, round_trip=True):
+    """All rungs of a pair; what torch gives, and what comes back from disk."""
+    pair = from_pretrained(directory)
+    results = torch_models.results(reference, ladder.random_batch(VOCABULARIES))
+    types = (reference.encoder.config.model_type, reference.decoder.config.model_type)
+    for kind in ("grad:", "adamw:"):
+        tensors = {n.removeprefix(kind): results.pop(n) for n in list(results) if n.startswith(kind)}
+        filed = models.as_filed(tensors, *types, concatenate=np.concatenate)
+        results |= {f"{kind}{name}": value for name, value in filed.items()}
+    ladder.check_forward(pair, results)
+    ladder.check_gradients(pair, results)
+    ladder.check_tokens(pair, results)
+    saved = directory / "again"
+    save_pretrained(saved, pair)
+    before, after = load_file(directory / "model.safetensors"), load_file(saved / "model.safetensors")
+    if reference.encoder.config.model_type in models.T5_ENCODERS and "encoder.shared.weight" in before:
+        before["encoder.encoder.embed_tokens.weight"] = before.pop("encoder.shared.weight")
+    for name, tensor in after.items():
+        np.testing.assert_array_equal(before[name], tensor, err_msg=name)
+    unsaved = set(before) - set(after)
+    assert all(status in ("tied", "ignored", "other part") for status in statuses(pair.report, unsaved)), unsaved
+    return pair
+
+
+def statuses(report, names):
+    return [entry.status for entry in report.entries if entry.name in names]
+
+
+def torch_pair(encoder, decoder):
+    model = EncoderDecoderModel(encoder=models.encoder(encoder)[0], decoder=models.decoder(decoder))
+    model = models.ready(model, 5)
+    model.config.decoder_start_token_id, model.config.pad_token_id = torch_models.START, torch_models.PAD
+    model.generation_config.decoder_start_token_id = torch_models.START
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = torch_models.PAD, torch_models.EOS
+    return model
+
+
+PAIRS = [(e, d) for e in models.ENCODERS for d in ("bert", "gpt2", "llama")]
+PAIRS += [(e, d) for d in models.DECODERS if d not in models.FORMULA for e in ("bert", "modernbert", "t5")]
+PAIRS = list(dict.fromkeys(PAIRS))
+
+
+@pytest.mark.parametrize("names", spread(PAIRS, QUICK_PAIRS), ids="-".join)
+def test_pair(names, tmp_path):
+    encoder, decoder = names
+    if decoder in models.REFERENCED:
+        reference = models.Reference(models.encoder(encoder)[0], models.decoder(decoder)).eval()
+    else:
+        reference = torch_pair(encoder, decoder)
+    reference.save_pretrained(tmp_path)
+    climb(reference, tmp_path)
+
+
+def test_cross_attention_in_every_second_layer(tmp_path):
+    reference = models.Reference(models.encoder("bert")[0], models.decoder("llama"), every=2).eval()
+    reference.save_pretrained(tmp_path, cross_attention_every=2)
+    pair = climb(reference, tmp_path)
+    assert [pair.config.decoder.layer(i).cross_attention for i in range(2)] == [False, True]
+
+
+def test_causal_encoder_turned_bidirectional(small_decoder, tmp_path):
+    """torch's LLaMA with a mask that hides nothing but padding."""
+    half, whole = models.encoder("llama")
+    whole.save_pretrained(tmp_path)
+    batch = ladder.random_batch(VOCABULARIES)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    hidden = torch.zeros(3, 1, 7, 7).masked_fill(~torch.tensor(mask).bool()[:, None, None, :], -1e30)
+    with torch.no_grad():
+        theirs = half(torch.tensor(ids), attention_mask=hidden).last_hidden_state.numpy()
+    pair = from_encoder_decoder_pretrained(tmp_path, small_decoder, encoder_use_bidirectional_attention=True)
+    ours = np.asarray(pair.model.apply({"params": pair.params}, ids, mask, method="encode"))
+    ladder.close(ours[mask == 1], theirs[mask == 1], 1e-5, "hidden states")
+
+
+@pytest.mark.parametrize("name", spread(models.WHOLE, QUICK_WHOLE))
+def test_whole_model(name, tmp_path):
+    """A sequence-to-sequence model of its own class: all rungs, and torch reloads what is written."""
+    torch.manual_seed(0)
+    model = models.ready(AutoModelForSeq2SeqLM.from_config(models.config_of(name)), 0)
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.copy_(torch.randn(1, 37, generator=torch.Generator().manual_seed(1)))
+    for field, value in (("decoder_start_token_id", 1), ("pad_token_id", 0), ("eos_token_id", 2)):
+        setattr(model.config, field, value)
+        setattr(model.generation_config, field, value)
+    model.generation_config.forced_eos_token_id = None
+    model.save_pretrained(tmp_path)
+    pair = from_pretrained(tmp_path)
+    results = torch_models.results(model, ladder.random_batch(VOCABULARIES))
+    ladder.check_forward(pair, results)
+    ladder.check_gradients(pair, results)
+    ladder.check_tokens(pair, results)
+    save_pretrained(tmp_path / "again", pair)
+    before, after = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert set(before) == set(after)
+    for key, tensor in before.items():
+        np.testing.assert_array_equal(tensor, after[key], err_msg=key)
+    again = type(model).from_pretrained(tmp_path / "again").eval()
+    with torch.no_grad():
+        logits = again(**{k: torch.tensor(v) for k, v in ladder.batch_of(results).items()}).logits
+    ladder.close(logits.numpy(), results["logits"], 2e-6, "reloaded logits")
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt2"])
+def test_bare_decoder_returns_to_its_class(name, small_encoder, tmp_path):
+    """Trained or not, the decoder alone is torch's causal LM again."""
+    lm = models.decoder(name)
+    lm.save_pretrained(tmp_path / "lm")
+    pair = from_encoder_decoder_pretrained(small_encoder, tmp_path / "lm", cross_attention_init="normal")
+    save_decoder(tmp_path / "again", pair)
+    before, after = (
+        load_file(tmp_path / "lm" / "model.safetensors"),
+        load_file(tmp_path / "again" / "model.safetensors"),
+    )
+    assert {k: v.tobytes() for k, v in before.items()} == {k: v.tobytes() for k, v in after.items()}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    ids = torch.tensor(ladder.random_batch(VOCABULARIES)["input_ids"])
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, lm(ids).logits)
+
+
+@pytest.mark.parametrize("model_type", families.BY_MODEL_TYPE)
+def test_defaults_are_the_torch_class_s(model_type):
+    if model_type == "gpt-sw3":
+        return  # torch's config class calls itself gpt2
+    config = models.CONFIG_MAPPING[model_type]().to_dict()
+    config = config["decoder"] if model_type == "t5gemma" else config
+    for name, value in families.BY_MODEL_TYPE[model_type].defaults[model_type].items():
+        theirs = config.get(name)
+        if name in ("num_key_value_heads", "decoder_vocab_size") and value is None:
+            continue  # as many as there are heads
+        if name not in config and name in ("scale_attn_by_inverse_layer_idx", "share_att_key", "norm_rel_ebd",
+                                           "position_buckets", "dropout_rate"):  # fmt: skip
+            continue  # the class that reads it has this default, or sets it
+        assert theirs == value, (name, theirs, value)
+
+
+def test_unsupported_roles_and_types():
+    with pytest.raises(ValueError, match="model_type 'distilbert' does not serve as decoder; these do: bert, "):
+        families.from_hf({"model_type": "distilbert"}, "decoder")
+    with pytest.raises(ValueError, match=r"model_type 'lama' is not supported: .*'llama'"):
+        families.from_hf({"model_type": "lama"}, "decoder")
+
+
+def test_big_bird_refuses_what_would_be_sparse(small_decoder, tmp_path):
+    _, whole = models.encoder("big_bird")
+    whole.config.attention_type, whole.config.block_size, whole.config.num_random_blocks = "block_sparse", 1, 1
+    whole.save_pretrained(tmp_path)
+    ids = ladder.random_batch(VOCABULARIES, source=9)["input_ids"]
+    pair = from_encoder_decoder_pretrained(tmp_path, small_decoder)
+    message = r"a sequence of 9 tokens is longer than 7: .*encoder_attention_type='original_full'"
+    with pytest.raises(ValueError, match=message):
+        pair.model.apply({"params": pair.params}, ids, method="encode")
+    pair = from_encoder_decoder_pretrained(tmp_path, small_decoder, encoder_attention_type="original_full")
+    assert pair.model.apply({"params": pair.params}, ids, method="encode").shape == (3, 9, 16)
