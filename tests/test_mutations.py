@@ -95,8 +95,8 @@ def test_cross_attention_without_gradient(bert, monkeypatch):
     pair, results = bert
     real = Attention.keys_values
 
-    def stopped(self, x):
-        keys_values = real(self, x)
+    def stopped(self, x, *rotation):
+        keys_values = real(self, x, *rotation)
         return jax.tree.map(jax.lax.stop_gradient, keys_values) if self.name == "cross_attention" else keys_values
 
     monkeypatch.setattr(Attention, "keys_values", stopped)

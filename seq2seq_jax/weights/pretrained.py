@@ -247,7 +247,7 @@ def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> ini
 
 def _with_head_of(hf: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json, saying of a head that is tied by the file (see Family.head_by_file) what the file says."""
-    outer = "" if "encoder" not in hf else "decoder."
+    outer = "decoder." if {"encoder", "decoder"} <= hf.keys() else ""
     side = dict(hf["decoder"] if outer else hf)
     if side.get("model_type") not in registry.BY_MODEL_TYPE or not registry.family_of(side).head_by_file:
         return dict(hf)

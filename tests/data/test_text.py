@@ -484,7 +484,8 @@ def test_pad_refuses():
 
 
 def test_imports_neither_torch_nor_transformers():
-    for name in ("text", "tokenizer_files"):
-        source = (Path(text_module.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    package = Path(text_module.__file__).parent.parent
+    for name in ("data/text.py", "weights/tokenizer_files.py"):
+        source = (package / name).read_text(encoding="utf-8")
         assert "import torch" not in source
         assert "import transformers" not in source

@@ -69,7 +69,7 @@ def test_half_precision_returns_in_its_dtype(saved, tmp_path, dtype):
 
 def test_shards(saved, tmp_path):
     pair, directory = saved
-    save_pretrained(tmp_path, pair, max_shard_size="20KB")
+    save_pretrained(tmp_path, pair, max_shard_size="15KB")
     files = sorted(tmp_path.glob("model-*-of-*.safetensors"))
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(files) > 2 and set(index["weight_map"]) == set(tensors(directory))

@@ -1,0 +1,69 @@
+"""How much memory it takes to read a checkpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained, save_pretrained
+
+
+class LoadFigures(NamedTuple):
+    """Bytes and seconds.
+
+    Attributes:
+      tree: all parameters. largest: the largest one, as stored. tensor: the largest of the file's tensors.
+      peak: resident memory of the process at its highest, over that before. devices: what each device holds.
+    """
+
+    tree: int
+    largest: int
+    tensor: int
+    peak: int
+    devices: tuple[int, ...]
+    seconds: float
+
+
+def write_random_checkpoint(directory: Path, layers: int = 12) -> None:
+    """A pair of two BERTs of base width with random weights, in shards of 200 MB; with 12 layers each about 1 GB."""
+    bert = {"model_type": "bert", "num_hidden_layers": layers}
+    pair = from_encoder_decoder_configs(bert, bert, decoder_start_token_id=101, pad_token_id=0)
+    save_pretrained(directory, pair, max_shard_size="200MB")
+
+
+def measure_load(directory: Path, mesh: Mesh | None) -> LoadFigures:
+    """Reads a pair and watches the process meanwhile; wants a process of its own, and Linux."""
+    jax.block_until_ready(jax.numpy.zeros(1))
+    before, highest, done = _resident(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            highest[0] = max(highest[0], _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.perf_counter()
+    pair = from_pretrained(directory, mesh=mesh)
+    jax.block_until_ready(pair.params)
+    seconds = time.perf_counter() - begin
+    done.set()
+    watcher.join()
+    leaves = jax.tree.leaves(pair.params)
+    held = dict.fromkeys(jax.devices(), 0)
+    for leaf in leaves:
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    stacked = max(leaf.nbytes for leaf in leaves)
+    table = pair.config.decoder.vocab_size * pair.config.decoder.hidden_size * 4
+    tree = sum(leaf.nbytes for leaf in leaves)
+    return LoadFigures(tree, stacked, table, highest[0] - before, tuple(held.values()), seconds)
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
