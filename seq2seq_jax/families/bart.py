@@ -4,7 +4,8 @@ They differ in where the norms stand and in the positions.
 """
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.families.rules import Family, Whole, attention_rules, linear_rules, norm_rules, rule
+from seq2seq_jax.families.rules import Family, Whole, norm_rules, rule
+from seq2seq_jax.families.shared import bart_layer_rules
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -50,7 +51,6 @@ def from_hf(hf, role):
 
 
 def rules(config: TransformerConfig, head="lm_head.weight"):
-    layer, flax = "layers.{layer}", "layers/{layer}"
     tied = (head,) if config.head and config.tie_head else ()
     table = [
         rule("embed_tokens.weight", "embeddings/token/embedding", also=("model.shared.weight", "shared.weight", *tied))
@@ -61,16 +61,7 @@ def rules(config: TransformerConfig, head="lm_head.weight"):
         table += norm_rules("layernorm_embedding", "embeddings/norm")
     if config.final_norm:
         table += norm_rules("layer_norm", "final_norm")
-    blocks = {"self_attn": "self_attention"}
-    if config.cross_attention_size is not None:
-        blocks["encoder_attn"] = "cross_attention"
-    for theirs, ours in blocks.items():
-        names = [f"{layer}.{theirs}.{n}_proj" for n in ("q", "k", "v", "out")]
-        table += attention_rules(config, f"{flax}/{ours}", *names)
-        table += norm_rules(f"{layer}.{theirs}_layer_norm", f"{flax}/{ours}_norm")
-    table += linear_rules(f"{layer}.fc1", f"{flax}/mlp/up")
-    table += linear_rules(f"{layer}.fc2", f"{flax}/mlp/down")
-    table += norm_rules(f"{layer}.final_layer_norm", f"{flax}/mlp_norm")
+    table += bart_layer_rules(config)
     if config.head and not config.tie_head:
         table.append(rule(head, "head/kernel", head=True))
     return table

@@ -1,7 +1,7 @@
 """OPT (transformers.OPTModel, OPTForCausalLM): norms in front; 350m: norms behind, narrow embeddings."""
 
-from seq2seq_jax.families.rules import IDENTITY, Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, take
+from seq2seq_jax.families.rules import Family, linear_rules, norm_rules, rule
+from seq2seq_jax.families.shared import STANDARD, bart_layer_rules, take
 
 FIELDS = {
     **STANDARD,
@@ -45,7 +45,6 @@ def from_hf(hf, role):
 
 
 def rules(config):
-    layer, flax = "layers.{layer}", "layers/{layer}"
     tied = ("lm_head.weight",) if config.head and config.tie_head else ()
     table = [
         rule("embed_tokens.weight", "embeddings/token/embedding", also=tied),
@@ -55,16 +54,7 @@ def rules(config):
         table += linear_rules("project_in", "embeddings/projection", bias=False)
     if config.head_projection:
         table += linear_rules("project_out", "head/transform", bias=False)
-    blocks = {"self_attn": "self_attention"}
-    if config.cross_attention_size is not None:
-        blocks["encoder_attn"] = "cross_attention"
-    for theirs, ours in blocks.items():
-        names = [f"{layer}.{theirs}.{n}_proj" for n in ("q", "k", "v", "out")]
-        table += attention_rules(config, f"{flax}/{ours}", *names)
-        table += norm_rules(f"{layer}.{theirs}_layer_norm", f"{flax}/{ours}_norm")
-    table += linear_rules(f"{layer}.fc1", f"{flax}/mlp/up", bias_op=IDENTITY, bias=config.mlp_bias)
-    table += linear_rules(f"{layer}.fc2", f"{flax}/mlp/down", bias=config.mlp_bias)
-    table += norm_rules(f"{layer}.final_layer_norm", f"{flax}/mlp_norm")
+    table += bart_layer_rules(config)
     table += norm_rules("final_layer_norm", "final_norm") if config.final_norm else []
     if config.head and not config.tie_head:
         table.append(rule("lm_head.weight", "head/kernel", head=True))

@@ -1,4 +1,4 @@
-"""What several families have in common: field names, BERT's layer names, rotary frequencies."""
+"""What several families have in common: field names, BERT's and BART's layer names, rotary frequencies."""
 
 from __future__ import annotations
 
@@ -84,6 +84,22 @@ def bert_layer_rules(
     table += linear_rules(f"{layer}.intermediate.dense", f"{flax}/mlp/up")
     table += linear_rules(f"{layer}.output.dense", f"{flax}/mlp/down")
     return table + norm_rules(f"{layer}.{mlp_norm}", f"{flax}/mlp_norm")
+
+
+def bart_layer_rules(config: TransformerConfig) -> list[Rule]:
+    """layers.N.{self_attn,encoder_attn,fc1,fc2} and their norms, of BART, XGLM and OPT."""
+    layer, flax = "layers.{layer}", "layers/{layer}"
+    table = []
+    blocks = {"self_attn": "self_attention"}
+    if config.cross_attention_size is not None:
+        blocks["encoder_attn"] = "cross_attention"
+    for theirs, ours in blocks.items():
+        names = [f"{layer}.{theirs}.{n}_proj" for n in ("q", "k", "v", "out")]
+        table += attention_rules(config, f"{flax}/{ours}", *names)
+        table += norm_rules(f"{layer}.{theirs}_layer_norm", f"{flax}/{ours}_norm")
+    table += linear_rules(f"{layer}.fc1", f"{flax}/mlp/up", bias=config.mlp_bias)
+    table += linear_rules(f"{layer}.fc2", f"{flax}/mlp/down", bias=config.mlp_bias)
+    return table + norm_rules(f"{layer}.final_layer_norm", f"{flax}/mlp_norm")
 
 
 def lm_head_rules(

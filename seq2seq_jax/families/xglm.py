@@ -1,6 +1,7 @@
 """XGLM (transformers.XGLMForCausalLM): BART's layers with norms in front, sinusoidal positions of its own kind."""
 
-from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
+from seq2seq_jax.families.rules import Family, norm_rules, rule
+from seq2seq_jax.families.shared import bart_layer_rules
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -26,19 +27,9 @@ def from_hf(hf, role):
 
 
 def rules(config):
-    layer, flax = "layers.{layer}", "layers/{layer}"
     tied = ("lm_head.weight",) if config.head and config.tie_head else ()
     table = [rule("embed_tokens.weight", "embeddings/token/embedding", also=tied)]
-    blocks = {"self_attn": "self_attention"}
-    if config.cross_attention_size is not None:
-        blocks["encoder_attn"] = "cross_attention"
-    for theirs, ours in blocks.items():
-        names = [f"{layer}.{theirs}.{n}_proj" for n in ("q", "k", "v", "out")]
-        table += attention_rules(config, f"{flax}/{ours}", *names)
-        table += norm_rules(f"{layer}.{theirs}_layer_norm", f"{flax}/{ours}_norm")
-    table += linear_rules(f"{layer}.fc1", f"{flax}/mlp/up")
-    table += linear_rules(f"{layer}.fc2", f"{flax}/mlp/down")
-    table += norm_rules(f"{layer}.final_layer_norm", f"{flax}/mlp_norm")
+    table += bart_layer_rules(config)
     table += norm_rules("layer_norm", "final_norm")
     if config.head and not config.tie_head:
         table.append(rule("lm_head.weight", "head/kernel", head=True))

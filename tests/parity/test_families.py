@@ -103,7 +103,7 @@ def test_decoder_alone(name, small_encoder, tmp_path):
         ladder.close(joined.logits, theirs, 1e-5, "logits of the pair that begins as the LM")
 
 
-def climb(reference, directory, *, round_trip=True):
+def climb(reference, directory):
     """All rungs of a pair; what torch gives, and what comes back from disk."""
     pair = from_pretrained(directory)
     results = torch_models.results(reference, ladder.random_batch(VOCABULARIES))
