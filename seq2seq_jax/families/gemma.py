@@ -20,8 +20,11 @@ def layers(hf):
     turns = {name: rotary(local if name != "full_attention" else hf, dim, name) for name in set(kinds)}
     if kind == "gemma2":
         turns = dict.fromkeys(turns, rotary(hf, dim))
+    # As Gemma 3's class has it: a window that looks both ways counts both.
+    both_ways = kind == "gemma3_text" and hf.get("use_bidirectional_attention")
+    near = hf["sliding_window"] // 2 if both_ways else hf.get("sliding_window", 1) - 1
     for name in kinds:
-        window = hf["sliding_window"] - 1 if name == "sliding_attention" else None
+        window = near if name == "sliding_attention" else None
         yield LayerSettings(attention_scale=scale, window=window, rotary=turns[name])
 
 

@@ -61,8 +61,14 @@ def align(
     decoder_table: np.ndarray,
     encoder_strings: Mapping[str, int],
     decoder_strings: Mapping[str, int],
+    *,
+    intercept: bool = True,
 ) -> Alignment:
     """The least-squares map between two embedding tables over the strings that both vocabularies hold.
+
+    Args:
+      encoder_table, decoder_table: [rows, width], each side's own. encoder_strings, decoder_strings: string -> row.
+      intercept: whether there is a parameter that takes the map's bias; without one it is fitted as zero.
 
     Raises:
       ValueError: if these are too few to fit it.
@@ -75,7 +81,8 @@ def align(
             f"cross_attention_init='aligned' fits a map of width {width} on the strings that both vocabularies hold,"
             f" and they hold only {len(shared)} in common; use 'identity' or 'normal'"
         )
-    source = np.concatenate([encoder_table[rows[0]], np.ones((len(shared), 1))], axis=1, dtype=np.float64)
+    ones = np.full((len(shared), 1), float(intercept))
+    source = np.concatenate([encoder_table[rows[0]], ones], axis=1, dtype=np.float64)
     found, *_ = np.linalg.lstsq(source, decoder_table[rows[1]].astype(np.float64), rcond=None)
     return Alignment(found[:-1].astype(np.float32), found[-1].astype(np.float32), len(shared))
 

@@ -240,7 +240,9 @@ def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> ini
             )
         tables.append(loader.token_table(role).astype(np.float32))
         strings.append(plain_strings(paths[role], side.config.source, side.config.vocab_size))
-    alignment = initialization.align(*tables, *strings)
+    config = loader.model.config
+    intercept = config.has_projection or config.decoder.attention_bias
+    alignment = initialization.align(*tables, *strings, intercept=intercept)
     report.note(f"cross-attention is aligned by {alignment.shared} strings that both vocabularies hold")
     return alignment
 

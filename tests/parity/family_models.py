@@ -118,6 +118,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "gemma": ("gemma", WIDE),
     "gemma2": ("gemma2", LOCAL),
     "gemma3": ("gemma3_text", {**LOCAL, "rope_parameters": GEMMA3_ROPE}),
+    "gemma3, bidirectional": ("gemma3_text", {**LOCAL, "rope_parameters": GEMMA3_ROPE, "sliding_window": 4,
+                                              "use_bidirectional_attention": True}),
     "t5gemma": ("t5gemma", {"encoder": LOCAL, "decoder": {**LOCAL, "hidden_size": 16}, "vocab_size": 37}),
 }  # fmt: skip
 ENCODERS = [name for name, (kind, _) in CASES.items() if kind not in ("trocr", "t5gemma") and "narrow" not in name]

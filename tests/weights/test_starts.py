@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import Alias
 from seq2seq_jax.models.stack import scan_plan
+from seq2seq_jax.weights.initialization import align
 from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
@@ -251,6 +252,14 @@ def test_aligned_start(tmp_path, width):
         np.testing.assert_allclose(keys, project(mapped, own["key"], layer), atol=1e-4)
         out = np.einsum("shd,hde->se", project(arrived, cross["value"], layer), cross["out"]["kernel"][layer])
         np.testing.assert_allclose(out + cross["out"]["bias"][layer], mapped, atol=1e-4)
+
+
+def test_aligned_without_a_bias_is_fitted_so():
+    rng = np.random.default_rng(0)
+    tables, strings = rng.standard_normal((2, 30, 4)) + 1.0, {str(i): i for i in range(30)}
+    found = align(*tables, strings, strings, intercept=False)
+    np.testing.assert_array_equal(found.bias, 0)
+    np.testing.assert_allclose(found.kernel, np.linalg.lstsq(*tables, rcond=None)[0], atol=1e-5)
 
 
 def test_aligned_needs_strings_in_common(tmp_path):
