@@ -131,9 +131,15 @@ def statuses(report, names):
     return [entry.status for entry in report.entries if entry.name in names]
 
 
+def contiguous(module, arguments, output):
+    output.last_hidden_state = output.last_hidden_state.contiguous()
+
+
 def torch_pair(encoder, decoder):
     model = EncoderDecoderModel(encoder=models.encoder(encoder)[0], decoder=models.decoder(decoder))
     model = models.ready(model, 5)
+    if encoder == "longformer":  # it returns a slice, of which GPT-2's cross-attention cannot take a view
+        model.encoder.register_forward_hook(contiguous)
     model.config.decoder_start_token_id, model.config.pad_token_id = torch_models.START, torch_models.PAD
     model.generation_config.decoder_start_token_id = torch_models.START
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = torch_models.PAD, torch_models.EOS
