@@ -32,7 +32,7 @@ class Tokenizer:
       max_length: the tokens that the model takes; None where the files name no limit.
       truncation_side: the side, "left" or "right", that loses tokens.
       clean_up_spaces: whether `decode` removes the spaces in front of punctuation, beyond what the backend does.
-      files: name and content of the JSON files that `save` writes beside `tokenizer.json`.
+      files: name and content of the files that `save` writes beside `tokenizer.json`: JSON objects, or bytes.
     """
 
     backend: tokenizers.Tokenizer = field(repr=False)  # its own repr lists the vocabulary
@@ -46,7 +46,7 @@ class Tokenizer:
     max_length: int | None = None
     truncation_side: str = "right"
     clean_up_spaces: bool = False
-    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    files: dict[str, dict[str, Any] | bytes] = field(default_factory=dict, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -124,7 +124,9 @@ class Tokenizer:
         path.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(path / "tokenizer.json"))
         for name, content in self.files.items():
-            (path / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if not isinstance(content, bytes):
+                content = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+            (path / name).write_bytes(content)
 
 
 class Tokenizers(NamedTuple):
@@ -148,11 +150,12 @@ class Tokenizers(NamedTuple):
 
 
 def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Tokenizer:
-    """Loads a BERT, GPT-2, RoBERTa or BART tokenizer, or any that has a `tokenizer.json`.
+    """Loads the tokenizer of a family of the package, or any that has a `tokenizer.json`.
 
     Args:
       path_or_id: a directory laid out as the hub lays it out (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and
-        `merges.txt`; with the small JSON files beside them), or else a hub id, whose tokenizer files are fetched.
+        `merges.txt`, or a sentencepiece `.model`; with the small JSON files beside them), or else a hub id, whose
+        tokenizer files are fetched.
       side: "source" or "target". A pair with two tokenizers holds the source's at the root and the target's in the
         folder `target_tokenizer`; without that folder both sides use the root.
 
@@ -175,7 +178,7 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
     if model_config.get("model_type") in ("encoder-decoder", "encoder_decoder"):
         model_config = model_config.get(part, {})
 
-    backend, named, settings, files = tokenizer_files.read_tokenizer(directory, model_config)
+    backend, named, settings, files = tokenizer_files.read_tokenizer(directory, model_config, side)
     limit = settings.get("model_max_length", settings.get("max_len"))
     return Tokenizer(
         backend=backend,
