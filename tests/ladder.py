@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -138,6 +139,32 @@ def check_tokens(pair, results, eos=(2,), pad=0):
     beam = pair.generate(*inputs, max_length=MAX_LENGTH, **BEAM)
     np.testing.assert_array_equal(np.asarray(beam.sequences), until_end(results["beam"], eos, pad))
     close(beam.sequences_scores, results["beam_scores"], 1e-5, "beam scores")
+
+
+def check_cache(pair, batch):
+    """The logits of decoding token by token are those of one pass over all of them."""
+    source, mask = batch["input_ids"], batch["attention_mask"]
+    tokens = np.where(batch["labels"] < 0, 5, batch["labels"])
+
+    @jax.jit
+    def whole(params):
+        return pair.model.apply({"params": params}, source, mask, decoder_input_ids=tokens).logits
+
+    @jax.jit
+    def by_token(params):
+        model, variables = pair.model.for_decoding(), {"params": params}
+        states = model.apply(variables, source, mask, method="encode")
+        cache = model.apply(variables, states, mask, 1, tokens.shape[1], method="init_cache")
+
+        def step(cache, now):
+            logits, cache = model.apply(variables, now[:, None, None], cache, method="decode_step")
+            return cache, logits[:, 0]
+
+        return jnp.moveaxis(jax.lax.scan(step, cache, jnp.asarray(tokens.T))[1], 0, 1)
+
+    one_by_one = by_token(pair.model.decoding_params(pair.params))
+    expected = np.asarray(whole(pair.params))
+    close(np.asarray(one_by_one)[..., : expected.shape[-1]], expected, 1e-5, "logits with a cache")
 
 
 RUNGS = (check_forward, check_gradients, check_updates, check_tokens)

@@ -22,7 +22,8 @@ DEBERTA = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_pi
 DEBERTA = {**DEBERTA, "unk_piece": "[UNK]", "normalization_rule_name": "identity"}
 GEMMA = {**BYTES, **dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, bos_piece="<bos>", eos_piece="<eos>")}
 GEMMA = {**GEMMA, "user_defined_symbols": ["<mask>", "[", "<new>"], "add_dummy_prefix": False}
-GENERATION = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["<::::>", "Added", "ord", "he", "ing a"])
+GENERATION = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3)
+GENERATION = {**GENERATION, "user_defined_symbols": ["<::::>", "Added", "ord", "he", "ing a"]}
 
 # Name -> tokenizer class, file name, trainer options, tokenizer_config.json.
 LAYOUTS = {

@@ -115,6 +115,7 @@ def climb(reference, directory):
     ladder.check_forward(pair, results)
     ladder.check_gradients(pair, results)
     ladder.check_tokens(pair, results)
+    ladder.check_cache(pair, ladder.batch_of(results))
     saved = directory / "again"
     save_pretrained(saved, pair)
     before, after = load_file(directory / "model.safetensors"), load_file(saved / "model.safetensors")
@@ -200,6 +201,7 @@ def test_whole_model(name, tmp_path):
     ladder.check_forward(pair, results)
     ladder.check_gradients(pair, results)
     ladder.check_tokens(pair, results)
+    ladder.check_cache(pair, ladder.batch_of(results))
     save_pretrained(tmp_path / "again", pair)
     before, after = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert set(before) == set(after)
