@@ -11,7 +11,7 @@ from hypothesis import settings
 
 # Shared helpers (ladder.py, torch_models.py) are plain modules beside the tests.
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "parity"), str(HERE / "weights"), str(HERE / "training")]
+sys.path[:0] = [str(HERE), str(HERE / "parity"), str(HERE / "decoding"), str(HERE / "weights"), str(HERE / "training")]
 
 # The same examples in every run: a failure can be repeated, and a run that passed passes again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

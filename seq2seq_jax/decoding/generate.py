@@ -1,10 +1,9 @@
-"""`generate`: the host-side call that checks, compiles once per shape, decodes and crops."""
+"""`generate`: the host-side call that checks, chooses a strategy, decodes and crops."""
 
 from __future__ import annotations
 
-import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +12,18 @@ import numpy as np
 from flax import struct
 
 from seq2seq_jax.config import GenerationConfig
-from seq2seq_jax.decoding.logits import Numbers, Switches
-from seq2seq_jax.decoding.sampling import sample
-from seq2seq_jax.decoding.search import beam_search
+from seq2seq_jax.decoding import engine
+from seq2seq_jax.decoding.automata import TokenTrie
+from seq2seq_jax.decoding.constrained import ConstrainedBeamSearch
+from seq2seq_jax.decoding.contrastive import ContrastiveSearch
+from seq2seq_jax.decoding.diverse import DiverseBeamSearch
+from seq2seq_jax.decoding.logits import Criterion, Processor
+from seq2seq_jax.decoding.lookup import PromptLookup
+from seq2seq_jax.decoding.loop import Rules, Source, Strategy
+from seq2seq_jax.decoding.sampling import Sampling
+from seq2seq_jax.decoding.search import BeamSearch
+from seq2seq_jax.decoding.settings import automata_of, criteria_of, processors_of, warpers_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, check_ids
-
-BUCKET = 32
 
 
 @struct.dataclass
@@ -31,11 +36,18 @@ class GenerateOutput:
       sequences_scores: float32 [batch * num_return_sequences], length penalty applied; None without beams.
       beam_indices: int32 [batch * num_return_sequences, generated], which of the batch * num_beams running hypotheses
         wrote each token, -1 in tails; None without beams.
+      scores: float32 [generated, batch * hypotheses, vocab_size], what each choice was made from (of the running
+        hypotheses, as in torch); None unless output_scores. logits: likewise, raw; None unless output_logits.
+      constraints_met: bool [batch * num_return_sequences], whether an output holds all of force_words_ids; those that
+        do not come last. None without force_words_ids.
     """
 
     sequences: jax.Array
     sequences_scores: jax.Array | None = None
     beam_indices: jax.Array | None = None
+    scores: jax.Array | None = None
+    logits: jax.Array | None = None
+    constraints_met: jax.Array | None = None
 
 
 def generate(
@@ -48,12 +60,18 @@ def generate(
     rng: jax.Array | None = None,
     decoder_input_ids: Any = None,
     token_type_ids: Any = None,
+    processors: Sequence[Processor] = (),
+    criteria: Sequence[Criterion] = (),
+    allowed: TokenTrie | None = None,
+    tokenizer: Any = None,
+    callback: Callable[[np.ndarray, int], None] | None = None,
+    compact: bool = False,
     **overrides: Any,
 ) -> GenerateOutput:
     """Decodes a batch (transformers' generate, same settings and meanings).
 
-    Compiles once per model, shapes and switches; numbers such as length_penalty, and lengths within a multiple of 32,
-    change nothing. Under `jax.set_mesh` it runs on the mesh that `params` are on.
+    Compiles once per model, shapes and kinds of settings; numbers such as length_penalty, and lengths within a multiple
+    of 32, change nothing. Under `jax.set_mesh` it runs on the mesh that `params` are on.
 
     Args:
       params: the once-stored tree; its decoding form is made once and kept while the tree lives.
@@ -62,6 +80,12 @@ def generate(
       generation_config: settings; None: the defaults. overrides: changes to them (num_beams=4, ...).
       rng: a key; needed with do_sample.
       decoder_input_ids: int [batch, p], what the outputs begin with; the start token is put in front if it is missing.
+      processors: of your own, after those of the settings; criteria: of your own, for ends (decoding/logits.py).
+      allowed: the only continuations of the prompt that there may be (torch: prefix_allowed_tokens_fn).
+      tokenizer: of the target; needed with stop_strings and no_repeat_word_ngram_size.
+      callback: is given the sequences so far, int32 [batch, n, capacity], and how many of their tokens count, every few
+        tokens (greedy search and sampling).
+      compact: rows that are done leave the batch; for corpora, since more shapes are compiled.
 
     Raises:
       ValueError: naming the argument at fault and what to give.
@@ -75,74 +99,97 @@ def generate(
     mask = _mask(ids, attention_mask)
     prompt = _prompt(decoder_input_ids, ids.shape[0], start, config.decoder.vocab_size)
     max_length, min_length = _lengths(settings, prompt.shape[1], ids.shape[1], config)
-    _check(settings, rng)
-
-    forced_eos = settings.forced_eos_token_id
-    forced_eos = () if forced_eos is None else (forced_eos,) if isinstance(forced_eos, int) else forced_eos
-    forced = [i for i in (settings.forced_bos_token_id, *forced_eos) if i is not None]
-    check_ids("a forced token", np.array(forced, np.int64), config.decoder.vocab_size)
-    switches = Switches(
-        vocab_size=config.decoder.vocab_size,
-        num_beams=settings.num_beams,
-        num_return_sequences=settings.num_return_sequences,
-        do_sample=settings.do_sample,
-        early_stopping=settings.early_stopping if settings.num_beams > 1 else False,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        repetition_penalty=settings.repetition_penalty != 1.0,
-        min_length=min_length > 0 and bool(eos),
-        forced_bos=settings.forced_bos_token_id is not None,
-        forced_eos=bool(forced_eos),
-        temperature=settings.do_sample and settings.temperature != 1.0,
-        top_k=settings.do_sample and settings.top_k > 0,
-        top_p=settings.do_sample and settings.top_p < 1.0,
-    )
-    numbers = Numbers(
+    _check(settings, rng, callback, config)
+    strategy = strategy_of(settings)
+    rules = Rules(
         max_length=np.int32(max_length),
-        min_length=np.int32(min_length),
+        prompt_length=np.int32(prompt.shape[1]),
         pad_id=np.int32(pad),
         eos_ids=np.array(eos, np.int32),
-        forced_bos=np.int32(settings.forced_bos_token_id or 0),
-        forced_eos=np.array(forced_eos, np.int32),
-        length_penalty=np.float32(settings.length_penalty),
-        repetition_penalty=np.float32(settings.repetition_penalty),
-        temperature=np.float32(settings.temperature),
-        top_k=np.int32(settings.top_k),
-        top_p=np.float32(settings.top_p),
+        processors=processors_of(
+            settings,
+            vocab_size=config.decoder.vocab_size,
+            prompt_length=prompt.shape[1],
+            min_length=min_length,
+            max_length=max_length,
+            eos=eos,
+            custom=processors,
+            tokenizer=tokenizer,
+            allowed=allowed,
+        ),
+        warpers=warpers_of(settings, beams=settings.num_beams, eos=eos),
+        criteria=(*criteria_of(settings), *criteria),
+        automata=automata_of(
+            settings, vocab_size=config.decoder.vocab_size, eos=eos, tokenizer=tokenizer, allowed=allowed
+        ),
+        rng=rng if settings.do_sample else None,
+        numbers=_numbers(settings),
     )
-    bucket = min(-(-max_length // BUCKET) * BUCKET, max(max_length, config.decoder.max_positions))
     types = None if token_type_ids is None else np.asarray(token_type_ids, np.int32)
-    decoded = decode(
-        model.for_decoding(), switches, bucket, decoding_params(model, params),
-        ids.astype(np.int32), mask, types, prompt, numbers, rng if settings.do_sample else None,
-    )  # fmt: skip
-    return _cropped(decoded, prompt.shape[1], settings)
+    decoded = engine.decode(
+        model.for_decoding(),
+        strategy,
+        decoding_params(model, params),
+        Source(ids.astype(np.int32), mask, np.arange(len(ids), dtype=np.int32)),
+        types,
+        prompt,
+        rules,
+        needed=max_length,
+        compact=compact and not strategy.kept,
+        max_time=settings.max_time,
+        callback=callback,
+    )
+    return _cropped(decoded, prompt.shape[1], settings, config.decoder.vocab_size)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "switches", "bucket"))
-def decode(model, switches, bucket, params, input_ids, mask, token_type_ids, prompt, numbers, rng):
-    """The compiled call: encodes, projects the source once, searches. `decode._cache_size()` counts compilations."""
-    variables = {"params": params}
-    states = model.apply(variables, input_ids, mask, token_type_ids, method="encode")
-    rows = switches.num_beams if switches.num_beams > 1 else switches.num_return_sequences
-    cache = model.apply(variables, states, mask, rows, bucket, method="init_cache")
+def strategy_of(settings: GenerationConfig) -> Strategy:
+    """How the settings ask to search."""
+    s = settings
+    kept = tuple(name for name in ("logits", "scores") if getattr(s, f"output_{name}"))
+    beams = {"early_stopping": s.early_stopping, "covered": s.coverage_penalty > 0, "kept": kept}
+    if s.num_beam_groups > 1:
+        return DiverseBeamSearch(s.num_beams, s.num_beam_groups, **beams)
+    if s.force_words_ids:
+        return ConstrainedBeamSearch(s.num_beams, **beams)
+    if s.num_beams > 1:
+        return BeamSearch(s.num_beams, do_sample=s.do_sample, **beams)
+    if s.penalty_alpha:
+        return ContrastiveSearch(s.top_k)
+    if s.prompt_lookup_num_tokens:
+        return PromptLookup(s.prompt_lookup_num_tokens, s.max_matching_ngram_size)
+    return Sampling(s.num_return_sequences, do_sample=s.do_sample, kept=kept)
 
-    def step(tokens, cache):
-        return model.apply(variables, tokens, cache, method="decode_step")
 
-    if switches.num_beams > 1:
-        return beam_search(step, cache, prompt, bucket, switches, numbers)
-    return sample(step, cache, prompt, bucket, switches, numbers, rng)
+def _numbers(settings: GenerationConfig) -> dict[str, np.ndarray]:
+    """Those that the strategies read."""
+    names = []
+    if settings.num_beams > 1 or settings.force_words_ids:
+        names.append("length_penalty" if settings.gnmt_length_penalty is None else "gnmt_length_penalty")
+    names += [n for n in ("coverage_penalty", "diversity_penalty", "penalty_alpha") if getattr(settings, n)]
+    return {name: np.float32(getattr(settings, name)) for name in names}
 
 
-def _cropped(decoded: tuple, prompt: int, settings: GenerationConfig) -> GenerateOutput:
+def _cropped(decoded: dict[str, np.ndarray], prompt: int, settings: GenerationConfig, vocab_size: int):
     """The arrays as torch returns them: rows flattened, columns up to the longest."""
-    if settings.num_beams == 1:
-        sequences, length = decoded
-        return GenerateOutput(sequences.reshape(-1, sequences.shape[-1])[:, : int(length)])
-    sequences, scores, parents = (array[:, : settings.num_return_sequences] for array in decoded)
-    sequences, parents = (array.reshape(-1, array.shape[-1]) for array in (sequences, parents))
-    longest = int(jnp.max(jnp.sum(parents >= 0, axis=1)))
-    return GenerateOutput(sequences[:, : prompt + longest], scores.reshape(-1), parents[:, prompt : prompt + longest])
+    n = settings.num_return_sequences
+    sequences = decoded["sequences"][:, :n]
+    sequences = sequences.reshape(-1, sequences.shape[-1])
+    scores = parents = None
+    if "parents" in decoded:
+        scores = jnp.asarray(decoded["scores"][:, :n].reshape(-1))
+        parents = decoded["parents"][:, :n].reshape(len(sequences), -1)
+        longest = prompt + int(np.max(np.sum(parents >= 0, axis=1)))
+        parents = jnp.asarray(parents[:, prompt:longest])
+    else:
+        longest = int(decoded["lengths"].max())
+    kept = {}
+    for name in ("scores", "logits"):
+        if f"kept_{name}" in decoded:
+            array = decoded[f"kept_{name}"][:, :, prompt:longest, :vocab_size]
+            kept[name] = jnp.asarray(array.transpose(2, 0, 1, 3).reshape(longest - prompt, -1, vocab_size))
+    if "met" in decoded:
+        kept["constraints_met"] = jnp.asarray(decoded["met"][:, :n].reshape(-1))
+    return GenerateOutput(jnp.asarray(sequences[:, :longest]), scores, parents, **kept)
 
 
 def _tokens(settings: GenerationConfig, config) -> tuple[int, int, tuple[int, ...]]:
@@ -222,17 +269,50 @@ def _lengths(settings: GenerationConfig, prompt: int, source: int, config) -> tu
     return longest, shortest
 
 
-def _check(settings: GenerationConfig, rng: jax.Array | None) -> None:
+def _check(settings: GenerationConfig, rng: jax.Array | None, callback: Callable | None, config) -> None:
     """Settings that do not go together."""
-    n, beams = settings.num_return_sequences, settings.num_beams
-    if settings.do_sample and beams > 1:
-        raise ValueError("do_sample with num_beams above 1 (beam-sample) is not built; set num_beams=1")
-    if settings.do_sample and rng is None:
-        raise ValueError("do_sample draws random numbers; give rng=jax.random.key(...)")
-    if beams > 1 and n > beams:
-        raise ValueError(f"num_return_sequences {n} is above num_beams {beams}; raise num_beams")
-    if beams == 1 and n > 1 and not settings.do_sample:
-        raise ValueError(f"greedy search gives one output and num_return_sequences is {n}; set num_beams or do_sample")
+    s, beams = settings, settings.num_beams
+
+    def check(right: bool, message: str) -> None:
+        if not right:
+            raise ValueError(message)
+
+    ways = {
+        "num_beam_groups": s.num_beam_groups > 1,
+        "force_words_ids": bool(s.force_words_ids),
+        "penalty_alpha": bool(s.penalty_alpha),
+        "prompt_lookup_num_tokens": s.prompt_lookup_num_tokens is not None,
+        "do_sample": s.do_sample,
+    }
+    asked = [name for name, on in ways.items() if on]
+    check(len(asked) < 2, f"{' and '.join(asked)} are different ways to search; give one of them")
+    check(not s.do_sample or rng is not None, "do_sample draws random numbers; give rng=jax.random.key(...)")
+    n = s.num_return_sequences
+    check(beams == 1 or n <= beams, f"num_return_sequences {n} is above num_beams {beams}; raise num_beams")
+    check(
+        beams > 1 or n == 1 or s.do_sample,
+        f"greedy search gives one output and num_return_sequences is {n}; set num_beams or do_sample",
+    )
+    for name in ("penalty_alpha", "prompt_lookup_num_tokens"):
+        check(not ways[name] or beams == 1, f"{name} goes without beams and num_beams is {beams}; set num_beams=1")
+        kept = [f"output_{part}" for part in ("scores", "logits") if getattr(s, f"output_{part}")]
+        check(not ways[name] or not kept, f"{name} records no {' and '.join(kept)}; leave one of them out")
+    check(not s.force_words_ids or beams > 1, "force_words_ids needs several beams; set num_beams")
+    check(not s.penalty_alpha or s.top_k > 1, f"penalty_alpha chooses among top_k tokens and top_k is {s.top_k}")
+    same = config.encoder.vocab_size == config.decoder.vocab_size
+    check(
+        not ways["prompt_lookup_num_tokens"] or same,
+        "prompt_lookup_num_tokens copies ids from the source, and the two sides have vocabularies of"
+        f" {config.encoder.vocab_size} and {config.decoder.vocab_size}; leave it out",
+    )
+    check(
+        callback is None or beams == 1,
+        f"callback shows outputs while they grow, and {beams} beams have none yet; set num_beams=1",
+    )
+    covered = s.coverage_penalty > 0
+    check(
+        not covered or beams > 1, "coverage_penalty compares beams and num_beams is 1; set num_beams, or leave it out"
+    )
 
 
 # The decoding form of the parameters used last: (model's config, weak references to the leaves, the tree).

@@ -1,78 +1,99 @@
-"""Greedy search and multinomial sampling, in one `lax.while_loop` (transformers' `_sample`)."""
+"""Greedy search and multinomial sampling (transformers 5's `_sample`)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.decoding.logits import Numbers, Switches, process, warp
-from seq2seq_jax.decoding.search import Step
+from seq2seq_jax.decoding.logits import process
+from seq2seq_jax.decoding.loop import (
+    PAD,
+    Growing,
+    Record,
+    Rules,
+    Source,
+    begin_memory,
+    ends,
+    kept_results,
+    next_memory,
+    put,
+    row_keys,
+    view_of,
+)
 
 
 @struct.dataclass
-class Samples:
+class Samples(Growing):
     """The state: n sequences a row, each on its own."""
 
-    sequences: jax.Array  # int32 [batch, n, bucket]
-    open: jax.Array  # bool [batch, n]: no end token yet
+    sequences: jax.Array  # int32 [batch, n, capacity]
+    open: jax.Array  # bool [batch, n]: not ended yet
     length: jax.Array  # int32: tokens so far, prompt included
+    memory: dict[str, Any]  # the automata's states [batch, n, ...]
+    record: Record | None
+
+    positions: ClassVar = {"sequences": PAD, "record": 0.0}
 
 
-def sample(
-    step: Step,
-    cache: Any,
-    prompt: jax.Array,
-    bucket: int,
-    switches: Switches,
-    numbers: Numbers,
-    rng: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Continues prompt [batch, p], num_return_sequences times a row.
-
-    A row's random numbers follow from the key, its place in the batch and the position, not from the other rows.
-
-    Returns:
-      sequences int32 [batch, n, bucket] with pads behind the end, and the length at which the loop stopped.
+@dataclass(frozen=True)
+class Sampling:
+    """Attributes:
+    count: sequences a row. do_sample: tokens are drawn, else the best is taken. kept: what is recorded.
     """
-    batch, p = prompt.shape
-    n = switches.num_return_sequences
-    sequences = jnp.full((batch, n, bucket), numbers.pad_id, jnp.int32).at[:, :, :p].set(prompt[:, None, :])
-    state = Samples(sequences, jnp.ones((batch, n), bool), jnp.int32(p))
 
-    def choose(state: Samples, logits: jax.Array) -> Samples:
-        scores = process(logits, state.sequences, state.length, switches, numbers)
-        if switches.do_sample:
+    count: int = 1
+    do_sample: bool = False
+    kept: tuple[str, ...] = ()
+    ahead: ClassVar[int] = 0
 
-            def draw(row, index, row_scores):
-                key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(rng, row), index), state.length)
-                return jax.random.categorical(key, row_scores)
+    @property
+    def slots(self) -> int:
+        return self.count
 
-            over_samples = jax.vmap(draw, in_axes=(None, 0, 0))
-            tokens = jax.vmap(over_samples, in_axes=(0, None, 0))(
-                jnp.arange(batch), jnp.arange(n), warp(scores, switches, numbers)
-            )
+    def first(self, prompt, capacity, step, cache, source, rules):
+        (batch, p), n, rows = prompt.shape, self.count, step.logits.shape[-1]
+        sequences = jnp.full((batch, n, capacity), rules.pad_id, jnp.int32).at[:, :, :p].set(prompt[:, None, :])
+        record = Record.begin(self.kept, batch, n, capacity, rows) if self.kept else None
+        opened = jnp.ones((batch, n), bool)
+        state = Samples(sequences, opened, jnp.int32(p), begin_memory(prompt, n, rules), record)
+        return self.chosen(state, jnp.broadcast_to(step.logits[:, :, -1], (batch, n, rows)), source, rules), cache
+
+    def tokens(self, state: Samples, source: Source) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(state.sequences, state.length - 1, axis=2)
+
+    def advance(self, state, step, cache, source, rules):
+        return self.chosen(state, step.logits[:, :, -1], source, rules), cache
+
+    def open_rows(self, state: Samples) -> jax.Array:
+        return jnp.any(state.open, axis=1)
+
+    def running(self, state: Samples, rules: Rules) -> jax.Array:
+        return jnp.any(state.open) & (state.length < rules.max_length)
+
+    def results(self, state: Samples) -> dict[str, jax.Array]:
+        lengths = jnp.broadcast_to(state.length, state.open.shape[:1])
+        return {"sequences": state.sequences, "lengths": lengths} | kept_results(state.record)
+
+    def chosen(self, state: Samples, logits: jax.Array, source: Source, rules: Rules) -> Samples:
+        """The state with one more token each, from logits [batch, n, rows]."""
+        view = view_of(state.sequences, state.length, state.memory, source, rules)
+        scores = process(logits, view, (*rules.processors, *rules.warpers))
+        record = state.record
+        if record is not None:
+            record = record.at(state.length, logits=logits, scores=scores)
+        if self.do_sample:
+            keys = row_keys(rules, source, state.length)
+            draw = lambda key, i, row: jax.random.categorical(jax.random.fold_in(key, i), row)
+            each = jax.vmap(draw, in_axes=(None, 0, 0))
+            tokens = jax.vmap(lambda key, rows: each(key, jnp.arange(self.count), rows))(keys, scores)
         else:
             tokens = jnp.argmax(scores, axis=-1)
-        tokens = jnp.where(state.open, tokens, numbers.pad_id).astype(jnp.int32)
-        still = state.open & ~jnp.any(tokens[..., None] == numbers.eos_ids, axis=-1)
-        sequences = jax.lax.dynamic_update_index_in_dim(state.sequences, tokens[..., None], state.length, axis=2)
-        return Samples(sequences, still, state.length + 1)
-
-    logits, cache = step(prompt[:, None, :], cache)
-    cache = cache.after_prompt()
-    state = choose(state, jnp.broadcast_to(logits, (batch, n, logits.shape[-1])))
-
-    def body(carry):
-        state, cache = carry
-        last = jax.lax.dynamic_index_in_dim(state.sequences, state.length - 1, axis=2)
-        logits, cache = step(last, cache)
-        return choose(state, logits), cache
-
-    def go_on(carry):
-        return jnp.any(carry[0].open) & (carry[0].length < numbers.max_length)
-
-    state, _ = jax.lax.while_loop(go_on, body, (state, cache))
-    return state.sequences, state.length
+        tokens = jnp.where(state.open, tokens, rules.pad_id).astype(jnp.int32)
+        sequences, length = put(state.sequences, tokens, state.length), state.length + 1
+        memory = next_memory(state.memory, None, tokens, rules)
+        over = ends(view_of(sequences, length, memory, source, rules), tokens, rules)
+        return Samples(sequences, state.open & ~over, length, memory, record)

@@ -22,6 +22,7 @@ def attend(
     *,
     bias: jax.Array | None = None,
     softcap: float | None = None,
+    cached: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention; the softmax is float32.
 
@@ -31,6 +32,7 @@ def attend(
         nothing: its output is 0, as in torch's scaled_dot_product_attention.
       drop: a function on the attention weights, or None.
       bias: added to the scaled scores, [batch or 1, heads, queries, keys]. softcap: bounds them before that.
+      cached: k is as the cache holds it, [batch, kv heads, head_dim, keys].
 
     Returns:
       The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys].
@@ -42,7 +44,8 @@ def attend(
             mask = jnp.tile(mask, (1, 1, groups, 1))
         if bias is not None:
             bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
+    form = "bhqd,bhdk->bhqk" if cached else "bhqd,bhkd->bhqk"
+    scores = jnp.einsum(form, q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
@@ -74,14 +77,17 @@ class Attention(Part):
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        columns = {"columns": self.columns}
+        source = {"columns": self.columns and not self.cross}
         axes, wide = ("embed", "heads", "head_dim"), (c.hidden_size,)
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
         key_bias = c.attention_bias if c.attention_key_bias is None else c.attention_key_bias
-        self.query = Projection(c, inputs=wide, outputs=heads, axes=axes, bias=c.attention_bias, **kw)
-        self.key = Projection(c, inputs=(self.kv_size,), outputs=kv_heads, axes=axes, bias=key_bias, **kw)
-        self.value = Projection(c, inputs=(self.kv_size,), outputs=kv_heads, axes=axes, bias=c.attention_bias, **kw)
+        self.query = Projection(c, inputs=wide, outputs=heads, axes=axes, bias=c.attention_bias, **columns, **kw)
+        kv = {"inputs": (self.kv_size,), "outputs": kv_heads, "axes": axes, **source, **kw}
+        self.key = Projection(c, bias=key_bias, **kv)
+        self.value = Projection(c, bias=c.attention_bias, **kv)
         back = ("heads", "head_dim", "embed")
-        self.out = Projection(c, inputs=heads, outputs=wide, axes=back, bias=c.attention_out_bias, **kw)
+        self.out = Projection(c, inputs=heads, outputs=wide, axes=back, bias=c.attention_out_bias, **columns, **kw)
         self.drop = nn.Dropout(c.attention_dropout)
         if c.query_key_norm:
             self.query_norm, self.key_norm = Norm(c, **kw), Norm(c, **kw)
@@ -102,21 +108,23 @@ class Attention(Part):
         given = self.settings.attention_scale
         return self.config.head_dim**-0.5 if given is None else given
 
-    def _heads_first(self, x: jax.Array) -> jax.Array:
-        return constrain(jnp.swapaxes(x, 1, 2), ("batch", "heads", "length", None))
+    def _heads_first(self, x: jax.Array, columns: bool) -> jax.Array:
+        x = jnp.transpose(x, (2, 0, 3, 1)) if columns else jnp.swapaxes(x, 1, 2)
+        return constrain(x, ("batch", "heads", "length", None))
 
     def _turned(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
         return x if rotation is None else rotate(x, rotation, interleaved=self.settings.rotary.interleaved)
 
     def queries(self, x: jax.Array, rotation: Rotation | None = None) -> jax.Array:
-        """[batch, length, hidden] to [batch, heads, length, head_dim]."""
-        q = self.query(x)
-        return self._turned(self._heads_first(self.query_norm(q) if self.config.query_key_norm else q), rotation)
+        """[batch, length, hidden], or columns, to [batch, heads, length, head_dim]."""
+        q = self._heads_first(self.query(x), self.columns)
+        return self._turned(self.query_norm(q) if self.config.query_key_norm else q, rotation)
 
     def keys_values(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array]:
-        """[batch, length, kv_size] to keys and values [batch, kv heads, length, head_dim]."""
-        k, v = self.key(x), self._heads_first(self.value(x))
-        k = self._turned(self._heads_first(self.key_norm(k) if self.config.query_key_norm else k), rotation)
+        """[batch, length, kv_size], or columns in self-attention; both are [batch, kv heads, length, head_dim]."""
+        columns = self.columns and not self.cross
+        k, v = (self._heads_first(projection(x), columns) for projection in (self.key, self.value))
+        k = self._turned(self.key_norm(k) if self.config.query_key_norm else k, rotation)
         turn_values = rotation is not None and self.settings.rotary.values
         return k, self._turned(v, rotation) if turn_values else v
 
@@ -142,8 +150,9 @@ class Attention(Part):
         rotation: Rotation | None = None,
         bias: jax.Array | None = None,
         position_table: jax.Array | None = None,
+        cached: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """x [batch, length, hidden] attends over keys_values; returns [batch, length, hidden] and the weights."""
+        """x [batch, length, hidden], or columns, attends over keys_values; returns the like of x, and the weights."""
         q = self.queries(x, rotation)
         if position_table is not None:
             bias = self.position_scores(q, keys_values[0], position_table)
@@ -151,5 +160,5 @@ class Attention(Part):
         if train and self.config.attention_dropout:
             drop = lambda weights: self.drop(weights, deterministic=False)
         softcap = self.config.attention_softcap
-        y, weights = attend(q, *keys_values, mask, self.scale, drop, bias=bias, softcap=softcap)
-        return self.out(jnp.swapaxes(y, 1, 2)), weights
+        y, weights = attend(q, *keys_values, mask, self.scale, drop, bias=bias, softcap=softcap, cached=cached)
+        return self.out(jnp.transpose(y, (1, 3, 0, 2)) if self.columns else jnp.swapaxes(y, 1, 2)), weights

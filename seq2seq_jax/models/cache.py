@@ -15,10 +15,11 @@ class Cache:
     which beam slot wrote each position of a hypothesis. Reordering beams moves that small table only.
 
     Attributes:
-      keys, values: per layer, [batch, kv heads, length * beams, head_dim]: position by position, all beams of each.
-        Flat, because a reshape between the update and the attention would make XLA copy them on every step.
-      cross: per layer, keys and values of the source, [batch, heads, source, head_dim] each, one copy for all beams;
-        None in a layer without cross-attention.
+      keys: per layer, [batch, kv heads, head_dim, length * beams]: position by position, all beams of each. Flat,
+        because a reshape between the update and the attention would make XLA copy them on every step, and in the
+        order in which the attention reads them. values: likewise, [batch, kv heads, length * beams, head_dim].
+      cross: per layer, keys and values of the source in the same two orders, one copy for all beams; None in a layer
+        without cross-attention.
       cross_mask: bool [batch, source], where the source has tokens.
       ancestry: int32 [batch, beams, length], the slot that holds a position of this hypothesis.
       index: int32 scalar, positions written so far.
@@ -51,6 +52,21 @@ class Cache:
         own = jnp.arange(self.num_beams, dtype=jnp.int32)[None, :, None]
         return self.replace(ancestry=jnp.where(written, moved, own))
 
+    def grown(self, length: int) -> Cache:
+        """The cache with room for `length` tokens; what is written keeps its place."""
+        more = (0, (length - self.length) * self.num_beams)
+
+        def longer(stores, *width):
+            return tuple(jnp.pad(store, ((0, 0), (0, 0), *width)) for store in stores)
+
+        own = jnp.arange(self.num_beams, dtype=jnp.int32)[None, :, None]
+        own = jnp.broadcast_to(own, (*self.ancestry.shape[:2], length - self.length))
+        return self.replace(
+            keys=longer(self.keys, (0, 0), more),
+            values=longer(self.values, more, (0, 0)),
+            ancestry=jnp.concatenate([self.ancestry, own], axis=2),
+        )
+
     def visible(self, beams: int, tokens: int, window: int | None = None) -> jax.Array:
         """What the next `tokens` positions of the first `beams` beams may attend to, within `window` positions back.
 
@@ -70,14 +86,18 @@ class Cache:
         """Puts new keys and values [batch, heads, beams * tokens, head_dim] of `layer` at `index`."""
         batch, heads, rows, dim = k.shape
 
-        def put(store, new):
+        def flat(new):
             new = jnp.swapaxes(new.reshape(batch, heads, beams, rows // beams, dim), 2, 3)
             # Slots that write nothing (of a prompt, which one beam reads) get zeros that nobody sees.
             new = jnp.pad(new, ((0, 0),) * 3 + ((0, self.num_beams - beams), (0, 0)))
-            new = new.reshape(batch, heads, -1, dim).astype(store.dtype)
-            return jax.lax.dynamic_update_slice(store, new, (0, 0, self.index * self.num_beams, 0))
+            return new.reshape(batch, heads, -1, dim)
 
-        def replaced(stores, new):
-            return tuple(put(store, new) if i == layer else store for i, store in enumerate(stores))
+        def replaced(stores, new, place):
+            new = jax.lax.dynamic_update_slice(stores[layer], new.astype(stores[layer].dtype), place)
+            return (*stores[:layer], new, *stores[layer + 1 :])
 
-        return self.replace(keys=replaced(self.keys, k), values=replaced(self.values, v))
+        at = self.index * self.num_beams
+        return self.replace(
+            keys=replaced(self.keys, jnp.swapaxes(flat(k), 2, 3), (0, 0, 0, at)),
+            values=replaced(self.values, flat(v), (0, 0, at, 0)),
+        )

@@ -17,7 +17,7 @@ from seq2seq_jax.losses import IGNORED, cross_entropy
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.layers import Dtype, Projection
-from seq2seq_jax.models.stack import LayerOutput, Show, stack_layers, unstack_layers
+from seq2seq_jax.models.stack import LayerOutput, Show, from_columns, stack_layers, to_columns, unstack_layers
 from seq2seq_jax.models.transformer import Transformer, join
 
 
@@ -40,6 +40,21 @@ class EncoderDecoderOutput:
     encoder_attentions: tuple[jax.Array, ...] | None = None
     decoder_attentions: tuple[jax.Array, ...] | None = None
     cross_attentions: tuple[jax.Array, ...] | None = None
+
+
+@struct.dataclass
+class DecodeStep:
+    """What the decoder makes of new tokens.
+
+    Attributes:
+      logits: float32 [batch, beams, count or 1, padded_vocab_size]. states: [batch, beams, count, hidden], normed.
+      attention: float32 [batch, beams, count, source], of the last layer that has cross-attention, the mean over its
+        heads; None where no layer has any.
+    """
+
+    logits: jax.Array
+    states: jax.Array
+    attention: jax.Array | None
 
 
 def shift_tokens_right(labels: jax.Array, pad_token_id: int | None, decoder_start_token_id: int | None) -> jax.Array:
@@ -91,7 +106,7 @@ class EncoderDecoder(nn.Module):
     Attributes:
       dtype: of the computation. param_dtype: of parameters made by `init`.
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
-      unrolled: decoding form: untied, unstacked parameters; made by `for_decoding`.
+      unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
     """
 
     config: EncoderDecoderConfig
@@ -103,7 +118,7 @@ class EncoderDecoder(nn.Module):
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.encoder = Transformer(c.encoder, unrolled=self.unrolled, remat=self.remat, **kw)
-        self.decoder = Transformer(c.decoder, unrolled=self.unrolled, remat=self.remat, **kw)
+        self.decoder = Transformer(c.decoder, unrolled=self.unrolled, columns=self.unrolled, remat=self.remat, **kw)
         if c.has_projection:
             self.enc_to_dec_proj = Projection(
                 c.decoder,
@@ -224,21 +239,36 @@ class EncoderDecoder(nn.Module):
 
     def decode_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Logits [batch, beams, padded_vocab_size] after `tokens` [batch, beams, count], and the longer cache."""
-        states, cache = self.decoder.decode(tokens, cache)
-        return self.decoder.logits(states[:, :, -1]), cache
+        step, cache = self.decode_tokens(tokens, cache)
+        return step.logits[:, :, -1], cache
+
+    def decode_tokens(self, tokens: jax.Array, cache: Cache, *, last: bool = True) -> tuple[DecodeStep, Cache]:
+        """`decode_step` with all that a search may want; what it does not use is not computed.
+
+        Args:
+          tokens: int [batch, beams, count]. last: logits after the last token only.
+        """
+        states, weights, cache = self.decoder.decode(tokens, cache)
+        logits = self.decoder.logits(states[:, :, -1:] if last else states)
+        attention = None if weights is None else jnp.mean(weights.astype(jnp.float32), axis=1)
+        return DecodeStep(logits, states, attention), cache
 
     def for_decoding(self) -> EncoderDecoder:
         """The same model in decoding form; its parameters are `decoding_params(params)`."""
         return self.clone(unrolled=True)
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Untied and unstacked parameters of the once-stored tree `params`; tied arrays are shared, not copied."""
-        full = ties.fill(params, ties.aliases(self.config))
-        return self._convert(full, unstack_layers)
+        """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels for columns; tied
+        tables are shared, not copied."""
+        full = self._convert(ties.fill(params, ties.aliases(self.config)), unstack_layers)
+        decoder = full["decoder"]
+        return {**full, "decoder": {**decoder, "layers": to_columns(decoder["layers"])}}
 
     def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse of `decoding_params`."""
-        return ties.strip(self._convert(params, stack_layers), ties.aliases(self.config))
+        decoder = params["decoder"]
+        full = {**params, "decoder": {**decoder, "layers": from_columns(decoder["layers"])}}
+        return ties.strip(self._convert(full, stack_layers), ties.aliases(self.config))
 
     def _convert(self, params: Mapping[str, Any], convert) -> dict[str, Any]:
         def side(name: str, config: TransformerConfig):

@@ -46,11 +46,18 @@ def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: Trans
 
 
 class Part(nn.Module):
-    """A module with the settings of a transformer; declares parameters with logical axes."""
+    """A module with the settings of a transformer; declares parameters with logical axes.
+
+    Attributes:
+      columns: tokens are columns: arrays are [features, batch, length] and kernels [*outputs, *inputs]. So a decoder
+        reads its kernels when few tokens meet them: on CPU twice as fast as [batch, length, features] by
+        [*inputs, *outputs].
+    """
 
     config: TransformerConfig
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    columns: bool = False
 
     def weight(self, leaf: str, shape: Sequence[int], axes: Sequence[str]) -> jax.Array:
         """The parameter `leaf` in the compute dtype."""
@@ -73,29 +80,36 @@ class Projection(Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        n = len(self.inputs)
-        kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes)
-        y = jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+        n, m = len(self.inputs), len(self.outputs)
+        if self.columns:
+            kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
+            y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
+        else:
+            kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes)
+            y = jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
         if self.bias:
             # A bias has no long axis, so nothing is gained by splitting the embedding axis of one.
             axes = tuple("norm" if axis == "embed" else axis for axis in self.axes[n:])
-            y = y + self.weight("bias", self.outputs, axes)
+            bias = self.weight("bias", self.outputs, axes)
+            y = y + (bias[..., None, None] if self.columns else bias)
         return y
 
 
 class Norm(Part):
-    """Layer norm (torch.nn.LayerNorm) or RMS norm over the last axis; the statistics are float32."""
+    """Layer norm (torch.nn.LayerNorm) or RMS norm over the features; the statistics are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c, size = self.config, x.shape[-1]
+        c, axis = self.config, 0 if self.columns else -1
+        size = x.shape[axis]
+        place = lambda v: v[:, None, None] if self.columns else v
         y = x.astype(jnp.float32)
         if c.norm == "layer":
-            y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + c.norm_eps)
-        y = y * (c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
+            y = y - jnp.mean(y, axis, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + c.norm_eps)
+        y = y * place(c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
         if c.norm == "layer" and c.norm_bias:
-            y = y + self.weight("bias", (size,), ("norm",))
+            y = y + place(self.weight("bias", (size,), ("norm",)))
         return y.astype(self.dtype)
 
 
@@ -190,7 +204,8 @@ class Mlp(Part):
     """up, activation, down; where it is gated, activation(gate) * up, down."""
 
     def setup(self):
-        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "bias": self.config.mlp_bias}
+        c = self.config
+        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns, "bias": c.mlp_bias}
         h, m = (c.hidden_size,), (c.intermediate_size,)
         self.up = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
         if c.mlp_gated:
@@ -201,7 +216,7 @@ class Mlp(Part):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         activation = ACTIVATIONS[self.config.activation]
         y = activation(self.gate(x)) * self.up(x) if self.config.mlp_gated else activation(self.up(x))
-        y = constrain(y, ("batch", *("length",) * (y.ndim - 2), "mlp"))
+        y = constrain(y, ("mlp", "batch", "length") if self.columns else ("batch", *("length",) * (y.ndim - 2), "mlp"))
         return self.down(self.drop(y, deterministic=not train))
 
 

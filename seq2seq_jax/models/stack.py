@@ -2,7 +2,8 @@
 
 Training scans: the repeats of the layer pattern share one compiled body, and an odd first or last layer stands outside.
 Decoding unrolls: a scan inside the decode loop would copy every kernel on every step. `stack_layers` and
-`unstack_layers` convert the parameters of one form to the other.
+`unstack_layers` convert the parameters of one form to the other, `to_columns` and `from_columns` the kernels of a
+decoder that reads tokens as columns.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Block(Part):
     settings: LayerSettings = LayerSettings()
 
     def setup(self):
-        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns}
         self.self_attention = Attention(c, settings=self.settings, kv_size=c.hidden_size, **kw)
         if self.has_cross:
             self.cross_attention = Attention(
@@ -107,7 +108,7 @@ class Block(Part):
         x = x + y
         if self.config.norm_position == "post":
             x = getattr(self, f"{part}_norm")(x)
-        return constrain(x, ("batch", "length", None)), weights
+        return constrain(x, (None, "batch", "length") if self.columns else ("batch", "length", None)), weights
 
     def _forward(self, x, self_attend: Callable, cross_attend: Callable | None, train: bool):
         mlp = lambda y: (self.mlp(y, train=train), None)
@@ -119,8 +120,8 @@ class Block(Part):
         x = self._residual(x, "mlp", mlp, train)[0] if beside is None else x + beside
         return x, weights, cross_weights
 
-    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, train: bool):
-        """keys_values: those to attend over, from new ones."""
+    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, train: bool, cached: bool = False):
+        """keys_values: those to attend over, from new ones; cached: keys are as the cache holds them."""
         c, attention = self.config, self.self_attention
         rotary = self.settings.rotary
         rotation = None if rotary is None else context.rotations[c.rotaries.index(rotary)]
@@ -135,6 +136,7 @@ class Block(Part):
             rotation=rotation,
             bias=bias,
             position_table=context.position_table,
+            cached=cached,
         )
 
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, LayerOutput]:
@@ -156,11 +158,16 @@ class Block(Part):
         return new, shown
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """Keys and values of the source for the cache."""
-        return self.cross_attention.keys_values(encoder_states) if self.has_cross else None
+        """Keys [batch, heads, head_dim, source] and values [batch, heads, source, head_dim] for the cache."""
+        if not self.has_cross:
+            return None
+        k, v = self.cross_attention.keys_values(encoder_states)
+        return jnp.swapaxes(k, 2, 3), v
 
-    def decode(self, x: jax.Array, layer: int, cache: Cache, beams: int, context: Context) -> tuple[jax.Array, Cache]:
-        """One step over the cache: x [batch, beams * tokens, hidden]."""
+    def decode(
+        self, x: jax.Array, layer: int, cache: Cache, beams: int, context: Context
+    ) -> tuple[jax.Array, jax.Array | None, Cache]:
+        """One step over the cache, x [hidden, batch, beams * tokens]: its like, weights on the source, the cache."""
         written = None
 
         def write(new):
@@ -169,13 +176,13 @@ class Block(Part):
             return written.keys[layer], written.values[layer]
 
         def self_attend(y):
-            return self._self_attend(y, write, context, False)
+            return self._self_attend(y, write, context, False, cached=True)
 
         def cross_attend(y):
-            return self.cross_attention(y, cache.cross[layer], cache.cross_mask[:, None, None, :])
+            return self.cross_attention(y, cache.cross[layer], cache.cross_mask[:, None, None, :], cached=True)
 
-        x, _, _ = self._forward(x, self_attend, cross_attend if self.has_cross else None, False)
-        return x, written
+        x, _, weights = self._forward(x, self_attend, cross_attend if self.has_cross else None, False)
+        return x, weights, written
 
 
 class Repeat(Part):
@@ -249,7 +256,7 @@ class Stack(Part):
         plan = Plan(0, 1, 0) if self.unrolled else scan_plan(c)
         block = rematerialised(self.remat)
         self.alone = {
-            i: block(c, settings=c.layer(i), name=f"layers_{i}", **kw)
+            i: block(c, settings=c.layer(i), columns=self.columns, name=f"layers_{i}", **kw)
             for i in range(c.stored_layers)
             if not plan.start <= i < plan.stop
         }
@@ -301,18 +308,28 @@ class Stack(Part):
 
     def _layers(self) -> list[Block]:
         if not self.unrolled:
-            raise ValueError("decoding needs the unrolled model: use model.for_decoding() with unstacked parameters")
+            raise ValueError("decoding needs the unrolled model: use model.for_decoding() and model.decoding_params()")
         c = self.config
         return [self.alone[i] for i in c.shared_layers or range(c.num_layers)]
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple:
         return tuple(block.cross_keys_values(encoder_states) for block in self._layers())
 
-    def decode(self, x: jax.Array, cache: Cache, beams: int, context: Context) -> tuple[jax.Array, Cache]:
-        """x [batch, beams * tokens, hidden] at the cache's index; returns the states and the extended cache."""
+    def decode(
+        self, x: jax.Array, cache: Cache, beams: int, context: Context
+    ) -> tuple[jax.Array, jax.Array | None, Cache]:
+        """x [batch, beams * tokens, hidden] at the cache's index.
+
+        Returns:
+          The states, the weights on the source of the last layer that has any, [batch, heads, beams * tokens, source],
+          and the extended cache.
+        """
+        count, seen = x.shape[1] // beams, None
+        x = jnp.transpose(x, (2, 0, 1))
         for i, block in enumerate(self._layers()):
-            x, cache = block.decode(x, i, cache, beams, context)
-        return x, cache.replace(index=cache.index + x.shape[1] // beams)
+            x, weights, cache = block.decode(x, i, cache, beams, context)
+            seen = seen if weights is None else weights
+        return jnp.transpose(x, (1, 2, 0)), seen, cache.replace(index=cache.index + count)
 
 
 def layer_slot(config: TransformerConfig, index: int) -> tuple[str, int | None]:
@@ -343,4 +360,39 @@ def stack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
         for j in range(plan.period):
             members = [params[f"layers_{plan.start + r * plan.period + j}"] for r in range(plan.repeats)]
             out["stacked"][f"block_{j}"] = jax.tree.map(lambda *rows: jnp.stack(rows), *members)
+    return out
+
+
+# The kernels that read tokens as columns, by their place in a layer, and how many of their axes are inputs.
+COLUMN_KERNELS = {
+    **{("self_attention", name): 1 for name in ("query", "key", "value")},
+    **{("cross_attention", name): 1 for name in ("query",)},
+    **{(part, "out"): 2 for part in ("self_attention", "cross_attention")},
+    **{("mlp", name): 1 for name in ("up", "gate", "down")},
+}
+
+
+def to_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of unstacked layers with kernels [*outputs, *inputs] where tokens are columns."""
+    return _turn_kernels(layers, lambda kernel, inputs: _moved(kernel, inputs))
+
+
+def from_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `to_columns`."""
+    return _turn_kernels(layers, lambda kernel, inputs: _moved(kernel, kernel.ndim - inputs))
+
+
+def _moved(kernel: jax.Array, first: int) -> jax.Array:
+    """The first axes behind the others."""
+    return jnp.transpose(kernel, (*range(first, kernel.ndim), *range(first)))
+
+
+def _turn_kernels(layers: Mapping[str, Any], turn: Callable[[jax.Array, int], jax.Array]) -> dict[str, Any]:
+    out = {}
+    for layer, parts in layers.items():
+        out[layer] = {part: dict(tree) for part, tree in parts.items()}
+        for (part, name), inputs in COLUMN_KERNELS.items():
+            if name in parts.get(part, {}):
+                leaves = parts[part][name]
+                out[layer][part][name] = {**leaves, "kernel": turn(leaves["kernel"], inputs)}
     return out

@@ -32,7 +32,7 @@ class Transformer(Part):
             self.relative_bias = Bias(c, **kw)
         if c.disentangled is not None:
             self.relative_table = RelativeTable(c, **kw)
-        self.layers = Stack(c, unrolled=self.unrolled, remat=self.remat, **kw)
+        self.layers = Stack(c, unrolled=self.unrolled, remat=self.remat, columns=self.columns, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
         if c.head:
@@ -106,22 +106,26 @@ class Transformer(Part):
         """An empty cache for `beams` hypotheses of up to `length` tokens, with the source projected once."""
         c, batch = self.config, encoder_states.shape[0]
 
-        def empty():
-            shape = (batch, c.num_kv_heads, length * beams, c.head_dim)
-            return constrain(jnp.zeros(shape, dtype), ("batch", "heads", "length", None))
+        def empty(*shape):
+            return constrain(jnp.zeros((batch, c.num_kv_heads, *shape), dtype), ("batch", "heads", None, None))
 
         slots = jnp.arange(beams, dtype=jnp.int32)[None, :, None]
         return Cache(
-            keys=tuple(empty() for _ in range(c.num_layers)),
-            values=tuple(empty() for _ in range(c.num_layers)),
+            keys=tuple(empty(c.head_dim, length * beams) for _ in range(c.num_layers)),
+            values=tuple(empty(length * beams, c.head_dim) for _ in range(c.num_layers)),
             cross=self.layers.cross_keys_values(encoder_states),
             cross_mask=cross_mask.astype(bool),
             ancestry=jnp.broadcast_to(slots, (batch, beams, length)),
             index=jnp.zeros((), jnp.int32),
         )
 
-    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Tokens [batch, beams, count] at the cache's index; returns the states of all of them and the cache."""
+    def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array | None, Cache]:
+        """Tokens [batch, beams, count] at the cache's index.
+
+        Returns:
+          Their states [batch, beams, count, hidden]; the weights on the source of the last layer that has any,
+          [batch, heads, beams, count, source]; the longer cache.
+        """
         c, (batch, beams, count) = self.config, tokens.shape
         queries = jnp.tile(cache.index + jnp.arange(count), beams)
         positions = queries[None]
@@ -131,10 +135,12 @@ class Transformer(Part):
         x = self.embeddings(tokens.reshape(batch, beams * count), positions, None, train=False)
         keys = jnp.arange(cache.length * cache.num_beams) // cache.num_beams
         masks = tuple(cache.visible(beams, count, window) for window in c.windows)
-        x, cache = self.layers.decode(x, cache, beams, self._context(positions, queries, keys, masks))
+        x, weights, cache = self.layers.decode(x, cache, beams, self._context(positions, queries, keys, masks))
         if c.final_norm:
             x = self.final_norm(x)
-        return x.reshape(batch, beams, count, -1), cache
+        if weights is not None:
+            weights = weights.reshape(batch, -1, beams, count, weights.shape[-1])
+        return x.reshape(batch, beams, count, -1), weights, cache
 
 
 def join(a: jax.Array | None, b: jax.Array) -> jax.Array:

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding import generate as generation
-from seq2seq_jax.decoding.generate import decode, generate
-from seq2seq_jax.decoding.logits import Numbers, Switches
+from seq2seq_jax.decoding.generate import generate
+from seq2seq_jax.decoding.loop import Rules, Source
+from seq2seq_jax.decoding.processors import PaddedRows
+from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
 
@@ -34,20 +37,22 @@ def pair():
 
 
 def compiled_text(pair):
-    one = np.float32(1)
-    numbers = Numbers(
-        max_length=np.int32(60), min_length=np.int32(0), pad_id=np.int32(0), eos_ids=np.array([2], np.int32),
-        forced_bos=np.int32(0), forced_eos=np.array([], np.int32), length_penalty=one, repetition_penalty=one,
-        temperature=one, top_k=np.int32(50), top_p=one,
-    )  # fmt: skip
-    source = np.ones((BATCH, SOURCE), np.int32)
-    # A fresh jit, so that a patched cache is traced anew.
-    fresh = jax.jit(lambda *arguments: decode.__wrapped__(*arguments), static_argnums=(0, 1, 2))
-    return fresh.lower(
-        pair.model.for_decoding(), Switches(vocab_size=101, num_beams=BEAMS), BUCKET,
-        pair.model.decoding_params(pair.params), source, source.astype(bool), None,
-        np.ones((BATCH, 1), np.int32), numbers, None,
-    ).compile().as_text()  # fmt: skip
+    rules = Rules(
+        max_length=np.int32(60),
+        prompt_length=np.int32(1),
+        pad_id=np.int32(0),
+        eos_ids=np.array([2], np.int32),
+        processors=(PaddedRows(101),),
+        numbers={"length_penalty": np.float32(1)},
+    )
+    ids = np.ones((BATCH, SOURCE), np.int32)
+    source = Source(ids, ids.astype(bool), np.arange(BATCH, dtype=np.int32))
+    model, params, strategy = pair.model.for_decoding(), pair.model.decoding_params(pair.params), BeamSearch(BEAMS)
+    # Fresh jits, so that a patched cache is traced anew.
+    start = lambda *arguments: engine.start.__wrapped__(model, strategy, BUCKET, *arguments)
+    carry = jax.eval_shape(start, params, source, None, np.ones((BATCH, 1), np.int32), rules)
+    advance = jax.jit(lambda *arguments: engine.advance.__wrapped__(model, strategy, *arguments), donate_argnums=1)
+    return advance.lower(params, carry, rules, np.int32(60), np.int32(0)).compile().as_text()
 
 
 def moves_in_loop(text, at_least):
@@ -81,7 +86,7 @@ def test_a_reordered_cache_would_be_seen(pair, monkeypatch):
             beams = store.reshape(*store.shape[:2], self.length, self.num_beams, store.shape[-1])
             return jnp.take_along_axis(beams, parents[:, None, None, :, None], axis=3).reshape(store.shape)
 
-        return self.replace(keys=tuple(map(moved, self.keys)), values=tuple(map(moved, self.values)))
+        return self.replace(values=tuple(map(moved, self.values)))
 
     monkeypatch.setattr(Cache, "select", select)
     assert moves_in_loop(compiled_text(pair), CACHE)
@@ -91,9 +96,11 @@ def test_numbers_do_not_recompile(pair):
     source = np.arange(3, 13).reshape(2, 5)
 
     def run(**settings):
-        before = decode._cache_size()
+        before = engine.advance._cache_size(), engine.start._cache_size()
         generate(pair.model, pair.params, source, **settings)
-        return decode._cache_size() - before
+        after = engine.advance._cache_size(), engine.start._cache_size()
+        assert after[0] - before[0] == after[1] - before[1]
+        return after[0] - before[0]
 
     beams = {"num_beams": 2, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5, "min_length": 3}
     assert run(**beams, max_length=10) == 1

@@ -4,72 +4,32 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markov import CAPACITY, EOS, PAD, START, VOCAB, NoCache, markov, prompt, random_table, rules, source
 
-from seq2seq_jax.decoding.logits import Numbers, Switches
-from seq2seq_jax.decoding.sampling import sample
-from seq2seq_jax.decoding.search import beam_search
-
-VOCAB, START, PAD, EOS = 6, 1, 0, 2
-
-
-@struct.dataclass
-class NoCache:
-    """A Markov model remembers nothing but how far it is."""
-
-    position: int = 0
-
-    def after_prompt(self):
-        return self
-
-    def select(self, parents):
-        return self
-
-
-def markov(table):
-    """A step function: log-probabilities of the next token [length, vocab, vocab], by position and last token.
-
-    Without the position two paths of the same transitions in another order would tie.
-    """
-
-    def step(tokens, cache):
-        return jnp.asarray(table)[cache.position, tokens[:, :, -1]], cache.replace(position=cache.position + 1)
-
-    return step
-
-
-def numbers(max_length, eos=(EOS,), **changes):
-    base = {"min_length": 0, "pad_id": PAD, "forced_bos": 0, "top_k": 50}
-    real = {"length_penalty": 1.0, "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0}
-    return Numbers(
-        max_length=jnp.int32(max_length),
-        eos_ids=jnp.array(eos, jnp.int32),
-        forced_eos=jnp.zeros(0, jnp.int32),
-        **{name: jnp.int32(changes.get(name, value)) for name, value in base.items()},
-        **{name: jnp.float32(changes.get(name, value)) for name, value in real.items()},
-    )
-
+from seq2seq_jax.decoding import loop
+from seq2seq_jax.decoding.sampling import Sampling
+from seq2seq_jax.decoding.search import BeamSearch
+from seq2seq_jax.decoding.warpers import Temperature, TopKTopP
 
 SEARCHES = {}
 
 
-def compiled_search(beams, early_stopping, min_length):
-    switches = Switches(vocab_size=VOCAB, num_beams=beams, early_stopping=early_stopping, min_length=min_length)
-    return jax.jit(lambda table, prompt, n: beam_search(markov(table), NoCache(), prompt, 8, switches, n))
+def compiled(strategy):
+    """A search by `strategy` as a compiled function of (table, rules)."""
+    if strategy not in SEARCHES:
+        SEARCHES[strategy] = jax.jit(
+            lambda table, r: loop.search(strategy, markov(table), NoCache(), source(), prompt(), CAPACITY, r)
+        )
+    return SEARCHES[strategy]
 
 
 def search(table, beams, max_length, eos, early_stopping, **changes):
-    key = (beams, early_stopping, "min_length" in changes)
-    if key not in SEARCHES:
-        SEARCHES[key] = compiled_search(*key)
-    prompt = jnp.full((1, 1), START, jnp.int32)
-    sequences, scores, parents = SEARCHES[key](table, prompt, numbers(max_length, eos, **changes))
-    return np.asarray(sequences[0]), np.asarray(scores[0]), np.asarray(parents[0])
+    found = compiled(BeamSearch(beams, early_stopping=early_stopping))(table, rules(max_length, eos, **changes))
+    return tuple(np.asarray(found[name][0]) for name in ("sequences", "scores", "parents"))
 
 
 def plain_search(table, beams, max_length, eos, early_stopping, length_penalty, min_length=0):
@@ -105,11 +65,6 @@ def plain_search(table, beams, max_length, eos, early_stopping, length_penalty, 
     return done
 
 
-def random_table(seed, sharpness=2.0):
-    logits = np.random.default_rng(seed).standard_normal((8, VOCAB, VOCAB)) * sharpness
-    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
-
-
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @settings(max_examples=60)
 @given(
@@ -142,13 +97,10 @@ def test_minimum_length(seed, min_length):
 
 def test_enough_beams_search_exhaustively():
     """With V ** (T - 1) beams nothing is cut, so the best of all sequences must come out."""
-    table, max_length = random_table(3, 1.0)[:, :4, :4], 4
-    table = table - np.log(np.exp(table).sum(-1, keepdims=True))
-    beams = 4 ** (max_length - 2)
-    switches = Switches(vocab_size=4, num_beams=beams, early_stopping="never")
-    prompt = jnp.full((1, 1), START, jnp.int32)
-    run = jax.jit(lambda n: beam_search(markov(table), NoCache(), prompt, 4, switches, n))
-    sequences, scores, _ = run(numbers(max_length, length_penalty=0.0))
+    table, max_length = random_table(3, 1.0, vocab=4), 4
+    strategy = BeamSearch(4 ** (max_length - 2), early_stopping="never")
+    found = compiled(strategy)(table, rules(max_length, length_penalty=0.0))
+    sequences, scores = found["sequences"], found["scores"]
     best = {}
     for tail in itertools.product(range(4), repeat=max_length - 1):
         tail = tail[: tail.index(EOS) + 1] if EOS in tail else tail
@@ -161,33 +113,47 @@ def test_enough_beams_search_exhaustively():
 
 def test_greedy_is_the_best_next_token():
     table = random_table(5)
-    run = jax.jit(lambda n: sample(markov(table), NoCache(), jnp.full((2, 1), START, jnp.int32), 8,
-                                   Switches(vocab_size=VOCAB), n, None))  # fmt: skip
-    sequences, length = run(numbers(8))
+    found = compiled(Sampling())(table, rules(8))
     tokens = [START]
     while len(tokens) < 8 and (len(tokens) == 1 or tokens[-1] != EOS):
         tokens.append(int(table[len(tokens) - 1, tokens[-1]].argmax()))
-    assert int(length) == len(tokens)
-    assert sequences[0, 0, : len(tokens)].tolist() == tokens == sequences[1, 0, : len(tokens)].tolist()
+    assert int(found["lengths"][0]) == len(tokens)
+    assert found["sequences"][0, 0, : len(tokens)].tolist() == tokens
 
 
-def draws(switches, nums, count=20_000, rows=1, seed=0):
-    table = random_table(11, 1.0)
-    prompt = jnp.full((rows, 1), START, jnp.int32)
-    sequences, _ = sample(markov(table), NoCache(), prompt, 2, switches, nums, jax.random.key(seed))
+def draws(changes, count=20_000, rows=1, seed=0):
+    table, warpers = random_table(11, 1.0), []
+    if "temperature" in changes:
+        warpers.append(Temperature(np.float32(changes["temperature"])))
+    if "top_k" in changes or "top_p" in changes:
+        top_k = np.int32(changes["top_k"]) if "top_k" in changes else None
+        top_p = np.float32(changes["top_p"]) if "top_p" in changes else None
+        warpers.append(TopKTopP(top_k, top_p, np.int32(1), 4 if top_k is not None else None))
+    strategy = Sampling(count, do_sample=True)
+    r = rules(2, warpers=tuple(warpers), rng=jax.random.key(seed))
+    given = source([(3, 4, 5)] * rows)
+    sequences = loop.search(strategy, markov(table), NoCache(), given, prompt(rows), 2, r)["sequences"]
     assert sequences.shape == (rows, count, 2)
     return np.asarray(sequences)[:, :, 1], table[0, START]
+
+
+# 99.99 % quantiles of chi-square, by degrees of freedom.
+QUANTILES = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7, 29: 66.2}
+
+
+def check_draws(observed, expected):
+    """Counts against exact probabilities."""
+    count, inside = observed.sum(), expected > 0
+    assert (observed[~inside] == 0).all()
+    chi2 = (((observed - count * expected) ** 2)[inside] / (count * expected[inside])).sum()
+    assert chi2 < QUANTILES[int(inside.sum()) - 1], (observed, count * expected)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 1.5, "top_k": 4, "top_p": 0.8}]
 )
 def test_samples_follow_the_exact_distribution(changes):
-    count = 20_000
-    switches = Switches(
-        vocab_size=VOCAB, num_return_sequences=count, do_sample=True, **{name: True for name in changes}
-    )
-    tokens, logits = draws(switches, numbers(2, **changes))
+    tokens, logits = draws(changes)
     logits = logits.astype(np.float64) / changes.get("temperature", 1.0)
     order = np.argsort(-logits)
     keep = np.arange(VOCAB) < changes.get("top_k", VOCAB)
@@ -196,19 +162,46 @@ def test_samples_follow_the_exact_distribution(changes):
     keep &= np.cumsum(p) - p < changes.get("top_p", 1.1)
     expected = np.zeros(VOCAB)
     expected[order] = p * keep / (p * keep).sum()
-    observed = np.bincount(tokens[0], minlength=VOCAB)
-    assert (observed[expected == 0] == 0).all()
-    inside = expected > 0
-    chi2 = (((observed - count * expected) ** 2)[inside] / (count * expected[inside])).sum()
-    # 99.99 % quantiles of chi-square for 1 to 5 degrees of freedom.
-    assert chi2 < [15.1, 18.4, 21.1, 23.5, 25.7][inside.sum() - 2], (observed, expected)
+    check_draws(np.bincount(tokens[0], minlength=VOCAB), expected)
 
 
 def test_a_row_draws_the_same_in_any_batch():
-    switches = Switches(vocab_size=VOCAB, num_return_sequences=50, do_sample=True)
-    alone, _ = draws(switches, numbers(2), count=50, rows=1)
-    beside, _ = draws(switches, numbers(2), count=50, rows=3)
+    alone, _ = draws({}, count=50, rows=1)
+    beside, _ = draws({}, count=50, rows=3)
     np.testing.assert_array_equal(alone[0], beside[0])
     assert (beside[1] != beside[0]).any()
-    other, _ = draws(switches, numbers(2), count=50, rows=1, seed=1)
+    other, _ = draws({}, count=50, rows=1, seed=1)
     assert (other != alone).any()
+
+
+def test_beam_samples_are_drawn_without_replacement():
+    """The first two of a row's four candidates, as an ordered pair: p(a) * p(b) / (1 - p(a))."""
+    rows, table = 20_000, random_table(12, 1.0)
+    r = rules(3, rng=jax.random.key(0), eos=(), length_penalty=0.0)
+    given = source([(3, 4, 5)] * rows)
+
+    @jax.jit
+    def first_beams(table):
+        # After one choice the running beams are the first two drawn, since none of them ends.
+        strategy = BeamSearch(2, do_sample=True)
+        return loop.start(strategy, markov(table), NoCache(), given, prompt(rows), 4, r).state
+
+    state = first_beams(table)
+    pairs = np.asarray(state.sequences)[:, :, 1]
+    p = np.exp(table[0, START].astype(np.float64))
+    sorted_pairs = np.sort(pairs, axis=1)
+    # Running beams are the two best of the four that were drawn; count sets of four by what is left out instead.
+    assert (sorted_pairs[:, 0] != sorted_pairs[:, 1]).all()
+    exact = np.zeros((VOCAB, VOCAB))
+    for drawn in itertools.permutations(range(VOCAB), 4):
+        probability, left = 1.0, 1.0
+        for token in drawn:
+            probability, left = probability * p[token] / left, left - p[token]
+        best = sorted(drawn, key=lambda token: -p[token])[:2]
+        exact[best[0], best[1]] += probability
+    observed = np.zeros((VOCAB, VOCAB))
+    np.add.at(observed, (pairs[:, 0], pairs[:, 1]), 1)
+    inside = exact > 0
+    assert (observed[~inside] == 0).all()
+    chi2 = (((observed - rows * exact) ** 2)[inside] / (rows * exact[inside])).sum()
+    assert chi2 < 40.0, (observed, rows * exact)  # at most 5 degrees of freedom and a wide margin

@@ -1,0 +1,147 @@
+"""The host's side of the decode loop: compiled parts, run in segments.
+
+`start` encodes and reads the prompt, `advance` runs the loop of `decoding/loop.py`, `resized` gives the cache more
+room or lets finished rows go. Each is compiled once per shapes and kinds of rules. The cache begins small and doubles,
+so that short outputs do not pay for long ones; with `compact`, rows that are done leave for a smaller batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from seq2seq_jax.decoding import loop
+from seq2seq_jax.decoding.loop import Carry, Rules, Source, Strategy
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.multihost import to_host
+
+# Capacities are multiples of this; the first is FIRST, or what the greatest length needs if that is less.
+BUCKET, FIRST = 32, 64
+# Rows leave when no more than one in so many is open.
+SHRINK = 4
+# Between looks at the clock, or calls of a callback, so many tokens.
+TICK = 8
+
+
+def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> loop.Step:
+    """The model's decoder as the loop wants it."""
+
+    def step(tokens, cache):
+        return model.apply(variables, tokens, cache, last=not strategy.ahead, method="decode_tokens")
+
+    return step
+
+
+@functools.partial(jax.jit, static_argnames=("model", "strategy", "capacity"))
+def start(model, strategy, capacity, params, source, token_type_ids, prompt, rules) -> Carry:
+    """Encodes, projects the source once, reads the prompt."""
+    variables = {"params": params}
+    states = model.apply(variables, source.ids, source.mask, token_type_ids, method="encode")
+    cache = model.apply(variables, states, source.mask, strategy.slots, capacity, method="init_cache")
+    return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "strategy"), donate_argnames=("carry",))
+def advance(model, strategy, params, carry, rules, until, leave):
+    """The loop; also how it stands: its length, which rows are open [batch], whether it goes on."""
+    step = step_function(model, {"params": params}, strategy)
+    carry = loop.run(strategy, step, carry, rules, until, leave)
+    state = carry.state
+    return carry, (state.length, strategy.open_rows(state), strategy.running(state, rules))
+
+
+@functools.partial(jax.jit, static_argnames=("capacity",))
+def resized(carry: Carry, capacity: int, pad_id: jax.Array, rows: jax.Array | None) -> Carry:
+    """The carry with room for `capacity` tokens, of the rows [n] (None: all)."""
+    if rows is not None:
+        carry = jax.tree.map(lambda a: a[rows] if a.ndim else a, carry)
+    if capacity > carry.cache.length:
+        carry = carry.replace(state=carry.state.grown(capacity, pad_id), cache=carry.cache.grown(capacity))
+    return carry
+
+
+def decode(
+    model: EncoderDecoder,
+    strategy: Strategy,
+    params: Any,
+    source: Source,
+    token_type_ids: Any,
+    prompt: np.ndarray,
+    rules: Rules,
+    *,
+    needed: int,
+    compact: bool = False,
+    max_time: float | None = None,
+    callback: Callable[[np.ndarray, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """A whole search; results of every row, [batch, n, ...], on the host.
+
+    Args:
+      model, params: in decoding form.
+      needed: tokens that there must be room for.
+      compact: rows that are done leave. Worth it where many batches of a shape are decoded: more shapes are compiled.
+      max_time: seconds; then every row ends with the next token.
+      callback: is given the sequences [batch, n, capacity] so far and how many of their tokens count.
+    """
+    begin, batch = time.monotonic(), prompt.shape[0]
+    largest = -(-(needed + strategy.ahead) // BUCKET) * BUCKET
+    capacity = min(FIRST, largest) if prompt.shape[1] < FIRST else largest
+    carry = start(model, strategy, capacity, params, source, token_type_ids, prompt, rules)
+    rows, results = np.arange(batch), Results(batch)
+    ticking, length = max_time is not None or callback is not None, prompt.shape[1] + 1
+    while True:
+        if callback is not None:
+            callback(to_host(carry.state.sequences), length)
+        if max_time is not None and time.monotonic() - begin > max_time:
+            rules = rules.replace(max_length=np.int32(min(length + 1, rules.max_length)))
+        until = capacity - strategy.ahead
+        until = min(until, length + TICK) if ticking else until
+        leave = len(rows) // SHRINK if compact else 0
+        carry, status = advance(model, strategy, params, carry, rules, np.int32(until), np.int32(leave))
+        length, opened, running = int(status[0]), to_host(status[1]), bool(status[2])
+        if not running:
+            break
+        kept = None
+        if compact and opened.sum() <= leave:
+            results.take(strategy.results(carry.state), rows, ~opened)
+            kept = np.resize(np.flatnonzero(opened), leave).astype(np.int32)  # filled up with its first rows
+            rows = np.where(np.arange(leave) < opened.sum(), rows[kept], -1)
+        if length >= capacity - strategy.ahead:
+            capacity = min(2 * capacity, largest)
+        if kept is not None or capacity > carry.cache.length:
+            carry = resized(carry, capacity, rules.pad_id, kept)
+    results.take(strategy.results(carry.state), rows, rows >= 0)
+    if callback is not None:
+        callback(to_host(carry.state.sequences), length)
+    return results.whole(int(rules.pad_id))
+
+
+class Results:
+    """Gathers results of rows that end at different times."""
+
+    def __init__(self, batch: int):
+        self._rows: list[Mapping[str, np.ndarray] | None] = [None] * batch
+
+    def take(self, results: Mapping[str, jax.Array], rows: np.ndarray, which: np.ndarray) -> None:
+        """Keeps those `which` [n] of results [n, ...], of the rows of the call [n]; a row of -1 is none."""
+        host = {name: to_host(array) for name, array in results.items()}
+        for i in np.flatnonzero(which & (rows >= 0)):
+            self._rows[rows[i]] = {name: array[i] for name, array in host.items()}
+
+    def whole(self, pad_id: int) -> dict[str, np.ndarray]:
+        """All rows together; the capacity of each array is that of the longest."""
+        fills = {"sequences": pad_id, "parents": -1}
+        out = {}
+        for name in self._rows[0]:
+            parts = [row[name] for row in self._rows]
+            if parts[0].ndim > 1:
+                longest = max(part.shape[1] for part in parts)
+                widths = [((0, 0), (0, longest - part.shape[1]), *((0, 0),) * (part.ndim - 2)) for part in parts]
+                parts = [np.pad(p, w, constant_values=fills.get(name, 0)) for p, w in zip(parts, widths)]
+            out[name] = np.stack(parts)
+        return out
