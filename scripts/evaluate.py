@@ -12,33 +12,25 @@ import json
 from pathlib import Path
 
 import jax
+import model_flags
 from absl import app, flags, logging
 
-from seq2seq_jax.config import METRICS, DataConfig, parse_settings
+from seq2seq_jax.config import METRICS, DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.evaluate import evaluate
 from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.checkpoints import load_trained
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "A run's workdir, a directory that we or torch saved, or a hub id.", required=True)
+flags.adopt_module_key_flags(model_flags)
 flags.DEFINE_string("data", None, "The examples.", required=True)
 flags.DEFINE_string("output", None, "A directory for scores.json and predictions.jsonl.", required=True)
-flags.DEFINE_integer("step", None, "Of a workdir: this checkpoint; default: the exported one, or else the best.")
 flags.DEFINE_list("metrics", ["rouge", "bleu"], f"Any of {', '.join(METRICS)}.")
 flags.DEFINE_integer("limit", None, "At most so many examples.")
-flags.DEFINE_integer("batch_size", 16, "Examples decoded at once.")
-flags.DEFINE_multi_string("set", [], "A generation setting, name=value.")
-flags.DEFINE_string("source_tokenizer", None, "Where the source's tokenizer is, if not beside the model.")
-flags.DEFINE_string("target_tokenizer", None, "Where the target's tokenizer is, if not beside the model.")
-# Settings of the texts; default: as in training.
 flags.DEFINE_string("source_field", None, "Column of the texts to read; default: as in training, or 'document'.")
 flags.DEFINE_string("target_field", None, "Column of the references; default: as in training, or 'summary'.")
-flags.DEFINE_string("source_prefix", None, "Put before each source; default: as in training.")
 flags.DEFINE_string("subset", None, "Which configuration of a hub data set.")
-flags.DEFINE_integer("max_source_length", None, "In tokens; default: as in training, or the model's limit.")
-flags.DEFINE_integer("max_target_length", None, "In tokens, for the loss; default: likewise.")
+flags.DEFINE_integer("max_target_length", None, "In tokens, for the loss; default: as in training, or the model's.")
 
 
 def data_settings(known: DataConfig | None, config) -> DataConfig:
@@ -55,15 +47,8 @@ def main(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     mesh = make_mesh(data=-1)
     with jax.set_mesh(mesh):
-        pretrained, tokenizers, known = load_trained(
-            FLAGS.model,
-            step=FLAGS.step,
-            source_tokenizer=FLAGS.source_tokenizer,
-            target_tokenizer=FLAGS.target_tokenizer,
-            mesh=mesh,
-        )
+        pretrained, tokenizers, known = model_flags.load(mesh)
         settings = data_settings(known, pretrained.config)
-        generation = pretrained.generation_config.replace(**parse_settings(FLAGS.set))
         pairs = load_pairs(
             FLAGS.data,
             source_field=settings.source_field,
@@ -74,7 +59,7 @@ def main(argv):
         examples = encode_pairs(pairs, *tokenizers, settings, FLAGS.data)
         print(f"{FLAGS.data}: {examples.counts}")
         result = evaluate(
-            pretrained.replace(generation_config=generation),
+            pretrained,
             examples,
             tokenizers,
             mesh,

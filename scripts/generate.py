@@ -2,79 +2,167 @@
 
 From the command line:   scripts/generate.py --model=runs/quickstart --text="A package that ..."
 From a file:             scripts/generate.py --model=DIR --input=articles.txt --output=summaries.txt
+                         scripts/generate.py --model=DIR --input=articles.jsonl --field=text --output=summaries.txt
 From standard input:     cat articles.txt | scripts/generate.py --model=DIR
 
-One text is one line. DIR is the workdir of a run, a directory that save_pretrained or torch wrote, or a hub id. A
-workdir's way with texts (prefix, greatest length) is followed. The model's generation_config.json says how to decode,
-and --set changes it: --set=num_beams=4 --set=max_new_tokens=60 --set=do_sample=true
+One text is one line; num_return_sequences outputs are as many lines. DIR is the workdir of a run, a directory that
+save_pretrained or torch wrote, or a hub id. A workdir's way with texts (prefix, greatest length) is followed. The
+model's generation_config.json says how to decode, and --set changes it: --set=num_beams=4 --set=max_new_tokens=60
+
+The best of 16 samples by minimum Bayes risk:
+                         scripts/generate.py ... --mbr=chrf --set=do_sample=true --set=num_return_sequences=16
+
+From a file to a file, any size fits, and the same command again goes on after a stop of any kind. Several processes
+share the work, each on its own devices: the same command in each, with --num_processes=N --process_id=0 ... N-1 where
+they see a common disk, and with --distributed (and --coordinator) where jax has to start them together.
 """
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
+import model_flags
 from absl import app, flags, logging
+from tqdm import tqdm
 
-from seq2seq_jax.config import parse_settings
-from seq2seq_jax.evaluation.corpus import decode_texts
-from seq2seq_jax.training.checkpoints import load_trained
+from seq2seq_jax.evaluation.corpus import Meter
+from seq2seq_jax.evaluation.line_decoder import LineDecoder
+from seq2seq_jax.evaluation.lines import Lines, windows
+from seq2seq_jax.evaluation.mbr import UTILITIES
+from seq2seq_jax.evaluation.partial import Share, write_windows
+from seq2seq_jax.parallel import multihost
+from seq2seq_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "A run's workdir, a directory that we or torch saved, or a hub id.", required=True)
-flags.DEFINE_integer("step", None, "Of a workdir: this checkpoint; default: the exported one, or else the best.")
+flags.adopt_module_key_flags(model_flags)
 flags.DEFINE_multi_string("text", [], "A text; may be given again for more.")
-flags.DEFINE_string("input", None, "A file with one text a line; '-' or nothing: standard input.")
+flags.DEFINE_string(
+    "input", None, "A file with one text or (.jsonl) one object a line; '-' or nothing: standard input."
+)
+flags.DEFINE_string("field", None, "Of a .jsonl file: where the text stands; default: as in training.")
 flags.DEFINE_string("output", None, "A file for the outputs, one a line; nothing: standard output.")
-flags.DEFINE_string("source_tokenizer", None, "Where the source's tokenizer is, if not beside the model.")
-flags.DEFINE_string("target_tokenizer", None, "Where the target's tokenizer is, if not beside the model.")
-flags.DEFINE_string("source_prefix", None, "Put before each text; default: as in training.")
-flags.DEFINE_integer("max_source_length", None, "Longer texts are cut to so many tokens; default: as in training.")
-flags.DEFINE_integer("batch_size", 16, "Texts decoded at once.")
+flags.DEFINE_integer("batch_tokens", 8192, "At most so many source tokens (rows * width) at once.", lower_bound=1)
+flags.DEFINE_bool("compact", False, "Texts that are done leave the batch: quicker on large files, more to compile.")
+flags.DEFINE_integer(
+    "window", None, "Lines read, decoded and written at a time; default: 64 * batch_size.", lower_bound=1
+)
 flags.DEFINE_integer("seed", 0, "Of sampling.")
-flags.DEFINE_multi_string("set", [], "A generation setting, name=value.")
+flags.DEFINE_bool("scores", False, 'Write {"line": ..., "text": ..., "score": ...}, not the text alone.')
+flags.DEFINE_enum("mbr", None, sorted(UTILITIES), "Write the output that agrees best with the others, by this utility.")
+flags.DEFINE_bool("distributed", False, "Start together with other processes (jax.distributed).")
+flags.DEFINE_string("coordinator", None, "host:port of process 0, where jax does not find it by itself.")
+flags.DEFINE_integer("num_processes", None, "How many processes share the work.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
-def read_texts() -> list[str]:
-    if FLAGS.text:
-        return list(FLAGS.text)
-    if FLAGS.input in (None, "-"):
-        return [line.rstrip("\n") for line in sys.stdin]
-    with open(FLAGS.input, encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in file]
+def share() -> Share:
+    """This process's part of the work."""
+    if FLAGS.distributed:
+        multihost.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        return Share(jax.process_index(), jax.process_count())
+    if FLAGS.coordinator is not None:
+        raise app.UsageError("--coordinator is for --distributed; give both, or neither where a common disk is enough")
+    if (FLAGS.num_processes is None) != (FLAGS.process_id is None):
+        raise app.UsageError("one of --num_processes and --process_id is missing; give both")
+    index, count = FLAGS.process_id or 0, FLAGS.num_processes or 1
+    if index >= count:
+        raise app.UsageError(f"--process_id={index} is not below --num_processes={count}; count from 0")
+    return Share(index, count)
+
+
+def line_decoder(mesh) -> tuple[LineDecoder, str | None]:
+    """What decodes, and the field of the texts in a .jsonl file."""
+    pretrained, tokenizers, data = model_flags.load(mesh)
+    prefix, longest, field = FLAGS.source_prefix, FLAGS.max_source_length, FLAGS.field
+    if data is not None:
+        prefix = data.source_prefix if prefix is None else prefix
+        longest = data.max_source_length if longest is None else longest
+        field = field or data.source_field
+    decoder = LineDecoder(
+        pretrained,
+        tokenizers,
+        window=FLAGS.window or 64 * FLAGS.batch_size,
+        batch_size=FLAGS.batch_size,
+        batch_tokens=FLAGS.batch_tokens,
+        compact=FLAGS.compact,
+        source_prefix=prefix or "",
+        max_source_length=longest,
+        seed=FLAGS.seed,
+        scores=FLAGS.scores,
+        mbr=FLAGS.mbr,
+    )
+    return decoder, field
+
+
+def from_file(decoder: LineDecoder, lines: Lines, share: Share) -> None:
+    """A file to a file, or to standard output."""
+    numbers = range(share.index, len(lines.offsets), share.count)
+    with tqdm(total=sum(map(lines.size, numbers)), desc="decode", unit="line") as bar:
+        count = Meter(bar)
+        content = lambda number: decoder(number, lines.read(number), count)
+        if FLAGS.output is None:
+            for number in numbers:
+                sys.stdout.write(content(number))
+                sys.stdout.flush()
+            return
+        settings = {
+            "input": {"lines": lines.count, "content": lines.fingerprint, "field": lines.field},
+            **decoder.settings(),
+        }
+        write_windows(
+            Path(FLAGS.output),
+            len(lines.offsets),
+            lambda number: content(number).encode(),
+            settings,
+            share=share,
+            resumed=lambda number: count.passed(lines.size(number)),
+        )
+
+
+def from_stream(decoder: LineDecoder, texts: Iterator[str]) -> None:
+    """Texts that come once only."""
+    with opened(FLAGS.output) as file, tqdm(desc="decode", unit="line", disable=FLAGS.output is None) as bar:
+        count = Meter(bar)
+        for number, window in enumerate(windows(texts, decoder.window)):
+            file.write(decoder(number, window, count))
+            file.flush()
+
+
+@contextmanager
+def opened(output: str | None):
+    """Standard output, or a file that takes its name when it is whole."""
+    if output is None:
+        yield sys.stdout
+        return
+    with open(output + ".tmp", "w", encoding="utf-8") as file:
+        yield file
+    os.replace(output + ".tmp", output)
 
 
 def main(argv):
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; give texts as --text=... or in a file")
-    changes = parse_settings(FLAGS.set)
-    texts = read_texts()
-    pretrained, tokenizers, data = load_trained(
-        FLAGS.model,
-        step=FLAGS.step,
-        source_tokenizer=FLAGS.source_tokenizer,
-        target_tokenizer=FLAGS.target_tokenizer,
-    )
-    if changes.get("do_sample", pretrained.generation_config.do_sample):
-        changes["rng"] = jax.random.key(FLAGS.seed)
-    prefix, longest = FLAGS.source_prefix, FLAGS.max_source_length
-    if data is not None:
-        prefix = data.source_prefix if prefix is None else prefix
-        longest = data.max_source_length if longest is None else longest
-    outputs = decode_texts(
-        pretrained,
-        [(prefix or "") + text for text in texts],
-        tokenizers,
-        batch_size=FLAGS.batch_size,
-        max_source_length=longest,
-        progress=len(texts) > FLAGS.batch_size,
-        **changes,
-    )
-    lines = [text for hypotheses in outputs for text in hypotheses]
-    if FLAGS.output is None:
-        print("\n".join(lines))
-    else:
-        with open(FLAGS.output, "w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+    file = FLAGS.input if FLAGS.input != "-" and not FLAGS.text else None
+    of_objects = file is not None and file.endswith(".jsonl")
+    if FLAGS.field is not None and not of_objects:
+        raise app.UsageError(f"--field={FLAGS.field} is for a .jsonl file; give one as --input, or leave --field out")
+    mine = share()
+    if mine.count > 1 and (file is None or FLAGS.output is None):
+        raise app.UsageError("several processes need files: give --input=FILE and --output=FILE")
+    mesh = make_mesh(data=-1, devices=jax.local_devices())
+    with jax.set_mesh(mesh):
+        decoder, field = line_decoder(mesh)
+        if file is None:
+            from_stream(decoder, iter(FLAGS.text) if FLAGS.text else (line.rstrip("\n") for line in sys.stdin))
+            return
+        if of_objects and field is None:
+            raise app.UsageError(f"where the texts stand in {file} is not known; give --field")
+        lines = Lines.scan(file, window=decoder.window, field=field if of_objects else None)
+        from_file(decoder, lines, mine)
 
 
 if __name__ == "__main__":
