@@ -1,0 +1,408 @@
+"""Decoding, side by side: ours, torch's generate, the Flax class of transformers 4, CTranslate2, and the floor.
+
+A system is a program of `lab/peers` in an environment of its own. All systems of a row are started, and each repeat
+asks them in turn, so that what else the machine does hits all alike; one works at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from seq2seq_jax.config import nearest
+from seq2seq_jax.config.validation import check
+from seq2seq_jax.lab.peers.processes import Peer, say
+from seq2seq_jax.lab.peers.systems import DTYPES, SIZES, Size, System, started
+
+REFERENCE = "torch"  # what times and outputs are compared with
+# Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.
+RATE_WIDTHS = {"cpu": 2048, "gpu": 8192}
+
+
+class Row(NamedTuple):
+    """One decode: a random batch, written to exactly `steps` tokens, or (CORPUS) texts, written to their ends.
+
+    Attributes:
+      size: of `SIZES`, or the pair's directory. source, steps: tokens; of a corpus the number of texts, and 0.
+      growth: is for ours alone, to see what a token costs as they get more.
+    """
+
+    size: str
+    batch: int
+    beams: int
+    source: int
+    steps: int
+    growth: bool = False
+
+    @property
+    def corpus(self) -> bool:
+        return self.steps == 0
+
+    def __str__(self) -> str:
+        return f"{self.size}:{self.batch}x{self.beams}x{self.source}x{self.steps or 'end'}"
+
+
+HEADLINES = {
+    "cpu": (Row("base", 4, 4, 128, 64), Row("base", 16, 4, 512, 32)),
+    "gpu": (Row("base", 8, 4, 128, 64), Row("base", 8, 4, 512, 32)),
+}
+GRID = tuple(
+    Row(size, batch, beams, source, steps)
+    for size in SIZES
+    for source, steps in ((128, 64), (512, 32))
+    for batch in (1, 4, 16)
+    for beams in (1, 4)
+)
+GROWTH = tuple(Row("base", 4, 4, 128, steps, growth=True) for steps in (16, 32, 64, 128))
+CORPUS = "corpus"
+KINDS = ("headline", "grid", "growth", CORPUS, "all")
+
+
+def parse_rows(names: Iterable[str], device: str, pair: str) -> tuple[Row, ...]:
+    """Rows of names: headline, grid, growth, corpus, all (of these), or SIZE:BATCHxBEAMSxSOURCExSTEPS.
+
+    Args:
+      pair: the directory of the corpus's pair.
+
+    Raises:
+      ValueError: for a name that is none; names the nearest.
+    """
+    kinds = {
+        "headline": HEADLINES[device],
+        "grid": GRID,
+        "growth": GROWTH,
+        CORPUS: (Row(pair, batch=16, beams=4, source=1000, steps=0),),
+    }
+    kinds["all"] = tuple(row for rows in kinds.values() for row in rows)
+    found = [row for name in names for row in kinds.get(name) or (_shape(name),)]
+    return tuple(dict.fromkeys(found))
+
+
+def _shape(name: str) -> Row:
+    size, colon, shape = name.partition(":")
+    check(bool(colon), f"row {name!r} is unknown: {nearest(name, KINDS)}, or SIZE:BATCHxBEAMSxSOURCExSTEPS")
+    check(size in SIZES, f"row {name!r}: size {size!r} is unknown: {nearest(size, SIZES)}")
+    numbers = shape.split("x")
+    legible = len(numbers) == 4 and all(number.isdecimal() and int(number) > 0 for number in numbers)
+    check(legible, f"row {name!r} is unreadable; write it as {size}:BATCHxBEAMSxSOURCExSTEPS, {size}:4x4x128x64 say")
+    row, most = Row(size, *map(int, numbers)), SIZES[size].positions
+    check(row.source <= most, f"row {name!r}: source {row.source} is beyond {most} positions; lower it")
+    check(row.steps < most, f"row {name!r}: {row.steps} steps are beyond {most} positions less one; lower them")
+    return row
+
+
+class Rates(NamedTuple):
+    """What the machine was seen to do: FLOP/s of a large matrix product, bytes/s of its memory."""
+
+    flops: float
+    bandwidth: float
+
+
+def work_before(size: Size, row: Row) -> int:
+    """FLOPs before the first step: the encoder, and its states' projection to each decoder layer's keys and values."""
+    tokens, h = row.batch * row.source, size.hidden
+    kernels = 4 * h * h + 2 * h * size.intermediate
+    layer = 2 * tokens * kernels + 4 * row.batch * row.source**2 * h
+    return size.layers * (layer + 2 * tokens * 2 * h * h)
+
+
+def work_of_step(size: Size, row: Row, position: int, width: int) -> tuple[int, int]:
+    """FLOPs of the step that writes token `position` (from 1), and bytes that it must read.
+
+    Kernels are read once a step; what the beams have written is read once for each, the source's keys and values once
+    for all beams of a row. Biases and norms are left out.
+
+    Args:
+      width: bytes of a number.
+    """
+    h, rows = size.hidden, row.batch * row.beams
+    kernels = size.layers * (6 * h * h + 2 * h * size.intermediate) + h * h + h * size.vocab
+    seen = size.layers * 4 * rows * (position + row.source) * h
+    cache = size.layers * 2 * h * (rows * position + row.batch * row.source)
+    return 2 * rows * kernels + seen, width * (kernels + cache)
+
+
+def floor_seconds(size: Size, row: Row, rates: Rates, width: int) -> float:
+    """The time below which a decode in numbers of `width` bytes cannot be: all FLOPs as fast as a large matrix product,
+    and each step at least as long as it takes to read what it needs.
+    """
+    steps = [work_of_step(size, row, position, width) for position in range(1, row.steps + 1)]
+    limits = (max(flops / rates.flops, count / rates.bandwidth) for flops, count in steps)
+    return work_before(size, row) / rates.flops + sum(limits)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+      device: "cpu" (float32) or "gpu" (bfloat16).
+      repeats: calls after the first, whose median counts.
+      environments: where the peers' environments and models are, or are made; see `REQUIREMENTS`.
+      in_place: all peers use this Python.
+      data: the corpus row's texts (see `load_pairs`), under "document".
+    """
+
+    device: str = "cpu"
+    repeats: int = 3
+    environments: Path = Path("~/.cache/seq2seq_jax/benchmark")
+    in_place: bool = False
+    data: str = "debian-synopsis:train"
+
+    def __post_init__(self):
+        check(self.device in HEADLINES, f"device {self.device!r} is unknown: {nearest(self.device, HEADLINES)}")
+        check(self.repeats > 0, f"repeats is {self.repeats}; give at least 1")
+        object.__setattr__(self, "environments", Path(self.environments).expanduser().absolute())
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number."""
+        return jnp.dtype(DTYPES[self.device]).itemsize
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one row.
+
+    Attributes:
+      times: seconds of each call after the first; first: of that one, which compiles.
+      tokens: that were written. peak: bytes of memory at most, of the process (CPU) or on the device (GPU), weights
+        included, in the calls after the first; peak_since: "start" where it could only be read from the start on.
+      outputs: of each text, ids or a string; None if not told.
+      floor: seconds, None if not known. rates, versions: of the machine and the system.
+    """
+
+    system: str
+    row: Row
+    times: tuple[float, ...]
+    first: float
+    tokens: int
+    peak: int
+    peak_since: str
+    outputs: Sequence[Any] | None = field(default=None, repr=False)
+    floor: float | None = None
+    rates: Rates | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times)
+
+
+class _Task(NamedTuple):
+    """What the systems are asked for a row, and how many tokens an answer has."""
+
+    row: Row
+    request: Mapping[str, Any]
+    tokens: Callable[[Mapping[str, Any]], int]
+
+
+def measure(rows: Sequence[Row], systems: Sequence[System], options: Options) -> Iterator[list[Result]]:
+    """Each row's results, as they come. The processes are new for each row, so that its memory is its own.
+
+    Raises:
+      RuntimeError: if a peer cannot be started, ends early, or writes fewer tokens than asked for.
+      FileNotFoundError: if the corpus's pair or data are missing.
+    """
+    # All before the first is run, so that what is missing shows at once.
+    tasks = [_texts(row, options) if row.corpus else _random_ids(row) for row in rows]
+    for task in tasks:
+        able = [s for s in systems if _takes(s, task.row)]
+        with started(able, task.row.size, options.device, options.environments, options.in_place) as peers:
+            yield _interleaved(task, peers, options)
+
+
+def _takes(system: System, row: Row) -> bool:
+    return system.corpus if row.corpus else system.peer == "ours" if row.growth else True
+
+
+def _interleaved(task: _Task, peers: Mapping[str, Peer], options: Options) -> list[Result]:
+    """A first call of each system, then repeats, each of which asks all in turn."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
+    for _ in range(1 + options.repeats):
+        for name, got in answers.items():
+            got.append(peers[name].ask(task.request))
+            say(f"{task.row} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
+    # Last, since on a GPU the memory that it takes would count as the row's.
+    rates = _rates(peers["ours"], RATE_WIDTHS[options.device]) if "ours" in peers and not task.row.corpus else None
+    floor = rates and floor_seconds(SIZES[task.row.size], task.row, rates, options.width)
+    return [_result(name, task, got, floor, rates, peers[name].versions) for name, got in answers.items()]
+
+
+def _rates(ours: Peer, width: int) -> Rates:
+    found = ours.ask({"kind": "rates", "width": width})
+    say(f"{found['chip']}: {found['flops'] / 1e9:.0f} GFLOP/s, {found['bandwidth'] / 1e9:.1f} GB/s")
+    return Rates(found["flops"], found["bandwidth"])
+
+
+def _result(
+    name: str,
+    task: _Task,
+    answers: Sequence[Mapping[str, Any]],
+    floor: float | None,
+    rates: Rates | None,
+    versions: Mapping[str, str],
+) -> Result:
+    first, *later = answers
+    row, tokens = task.row, task.tokens(first)
+    if not row.corpus and tokens != row.batch * row.steps:
+        raise RuntimeError(f"{name} wrote {tokens} tokens of {row.batch * row.steps} ({row}): it ended early")
+    return Result(
+        system=name,
+        row=row,
+        times=tuple(answer["seconds"] for answer in later),
+        first=first["seconds"],
+        tokens=tokens,
+        peak=max(answer["peak"] for answer in later),
+        peak_since=later[0]["peak_since"],
+        outputs=first.get("outputs"),
+        floor=floor,
+        rates=rates,
+        versions=versions,
+    )
+
+
+def _random_ids(row: Row) -> _Task:
+    ids = np.random.default_rng(0).integers(1000, SIZES[row.size].vocab, (row.batch, row.source))
+    request = {"kind": "decode", "input_ids": ids.tolist(), "beams": row.beams, "steps": row.steps}
+    return _Task(row, request, lambda answer: answer["tokens"])
+
+
+def _texts(row: Row, options: Options) -> _Task:
+    from seq2seq_jax.data.sources import load_pairs  # the other rows need no `datasets`
+    from seq2seq_jax.data.text import Tokenizers
+    from seq2seq_jax.weights.files import read_json
+    from seq2seq_jax.weights.hf_config import pair_from_hf
+
+    directory = Path(row.size)
+    if not directory.is_dir():
+        raise FileNotFoundError(
+            f"there is no pair {row.size!r} for the row {CORPUS!r}; train it (python scripts/train.py"
+            " --config=configs/quickstart.py --workdir=runs/quickstart), give --pair=..., or other --rows"
+        )
+    tokenizers = Tokenizers.load(directory, directory)
+    most = pair_from_hf(read_json(directory / "config.json"), None).encoder.max_positions
+    texts = load_pairs(options.data, source_field="document", target_field="summary", limit=row.source)["source"][:]
+    request = {
+        "kind": CORPUS, "ids": tokenizers.source.encode(texts, max_length=most), "pad": tokenizers.source.fill_id,
+        "batch": row.batch, "beams": row.beams,
+    }  # fmt: skip
+
+    def tokens(answer):
+        return sum(len(ids) - 1 for ids in tokenizers.target.encode(answer["outputs"]))  # less the start token
+
+    return _Task(row._replace(source=len(texts)), request, tokens)
+
+
+HEADER = (
+    "size", "system", "batch", "beams", "source", "steps", "seconds", "tokens/s", "peak MB", "compile s",
+    "torch / this", "of the floor", "as torch",
+)  # fmt: skip
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: a line for each result, then what the columns mean and what a token costs as they get more."""
+    lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+    lines += [f"| {' | '.join(_cells(r, _reference(r, results)))} |" for r in results]
+    lines += [
+        "",
+        "seconds: of a whole call, median; compile s: the first call less that; peak MB: of the process on a CPU, on"
+        f" the device on a GPU, weights included{_since_start(results)}; of the floor: its share of the seconds; as"
+        " torch: outputs that equal torch's.",
+    ]
+    return "\n".join([*lines, *growth(results)])
+
+
+def _since_start(results: Sequence[Result]) -> str:
+    names = dict.fromkeys(r.system for r in results if r.peak_since == "start")
+    return f" (the highest since the start, not of this row alone: {', '.join(names)})" if names else ""
+
+
+def _reference(result: Result, results: Sequence[Result]) -> Result | None:
+    return next((r for r in results if r.system == REFERENCE and r.row == result.row), None)
+
+
+def equal_outputs(result: Result, reference: Result | None) -> int | None:
+    """How many outputs are those of `reference`; None if it has none, or is another model."""
+    if reference is None or result.outputs is None or reference.outputs is None:
+        return None
+    return sum(a == b for a, b in zip(result.outputs, reference.outputs))
+
+
+def _cells(result: Result, reference: Result | None) -> list[str]:
+    row, seconds, equal = result.row, result.seconds, equal_outputs(result, reference)
+    shape = [str(row.source), str(row.steps)]
+    return [
+        "its own" if row.corpus else row.size,
+        result.system,
+        str(row.batch),
+        str(row.beams),
+        *([f"{row.source} texts", "to the end"] if row.corpus else shape),
+        f"{seconds:.3g}",
+        f"{result.tokens / seconds:.3g}" if result.tokens < 1000 * seconds else f"{result.tokens / seconds:.0f}",
+        f"{result.peak / 1e6:.0f}",
+        f"{max(0.0, result.first - seconds):.1f}",
+        "–" if reference is None else f"{reference.seconds / seconds:.2f}",
+        "–" if result.floor is None else f"{100 * result.floor / seconds:.0f} %",
+        "–" if equal is None else f"{equal} of {len(result.outputs)}",
+    ]
+
+
+def growth(results: Sequence[Result]) -> list[str]:
+    """What a step costs between the step counts of a system's growth rows, the floor's cost beside it."""
+    lines = []
+    for name in dict.fromkeys(r.system for r in results if r.row.growth):
+        mine = sorted((r for r in results if r.row.growth and r.system == name), key=lambda r: r.row.steps)
+        costs = []
+        for low, high in itertools.pairwise(mine):
+            steps = high.row.steps - low.row.steps
+            floor = "" if low.floor is None else f" (floor {1e3 * (high.floor - low.floor) / steps:.1f})"
+            costs.append(
+                f"{low.row.steps} to {high.row.steps}: {1e3 * (high.seconds - low.seconds) / steps:.1f} ms{floor}"
+            )
+        lines += ["", f"{name}, a step of {mine[0].row.batch} texts: {'; '.join(costs)}."]
+    return lines
+
+
+def machine() -> dict[str, Any]:
+    """Facts of this machine."""
+    return {
+        "processor": _field("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+    }
+
+
+def _field(path: str, name: str) -> str | None:
+    lines = Path(path).read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+
+
+def as_json(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """One line of --output: the row's fields, the figures, and what they were measured with."""
+    reference = _reference(result, results)
+    return {
+        "system": result.system,
+        **result.row._asdict(),
+        "seconds": result.seconds,
+        "times": list(result.times),
+        "first": result.first,
+        "tokens": result.tokens,
+        "peak": result.peak,
+        "peak_since": result.peak_since,
+        "floor": result.floor,
+        "rates": result.rates and result.rates._asdict(),
+        "reference_seconds": reference and reference.seconds,
+        "equal_outputs": equal_outputs(result, reference),
+        "versions": dict(result.versions),
+    }

@@ -1,0 +1,110 @@
+"""The systems that are compared, the models that they decode, and how they are started."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seq2seq_jax.config import nearest
+from seq2seq_jax.config.validation import check
+from seq2seq_jax.lab.peers.processes import Peer, environment, say, written
+
+
+class Size(NamedTuple):
+    """Both sides of a pair: layers of each, widths, vocabulary, positions."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocab: int = 30522
+    positions: int = 512
+
+
+SIZES = {"base": Size(12, 768, 12, 3072), "small": Size(6, 384, 12, 1536)}
+DTYPES = {"cpu": "float32", "gpu": "bfloat16"}  # by device
+
+
+class System(NamedTuple):
+    """One column of the comparison.
+
+    Attributes:
+      peer: names the environment and the program, `<peer>_decode.py`.
+      devices: "cpu", "gpu". bart: decodes a BART, not a pair of BERTs. corpus: can decode a pair's texts.
+      setting: what its `load` is told beyond device, dtype, threads and directory.
+    """
+
+    name: str
+    peer: str
+    devices: tuple[str, ...] = ("cpu",)
+    bart: bool = False
+    corpus: bool = False
+    setting: Mapping[str, Any] = {}
+
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("ours", "ours", ("cpu", "gpu"), corpus=True),
+        System("torch", "torch", ("cpu", "gpu"), corpus=True),
+        System("torch-compiled", "torch", ("gpu",), setting={"compile": True}),
+        System("flax", "flax"),
+        System("ctranslate2", "ctranslate2", bart=True, setting={"compute_type": "float32"}),
+        System("ctranslate2-int8", "ctranslate2", bart=True, setting={"compute_type": "int8"}),
+    )
+}
+
+
+def parse_systems(names: Iterable[str], device: str) -> tuple[System, ...]:
+    """Systems by name; none: all that run on `device`.
+
+    Raises:
+      ValueError: for an unknown name, or one that does not run there.
+    """
+    able = {name: system for name, system in SYSTEMS.items() if device in system.devices}
+    for name in names:
+        check(name in SYSTEMS, f"system {name!r} is unknown: {nearest(name, SYSTEMS)}")
+        check(name in able, f"system {name!r} does not run on device {device!r}; there: {', '.join(able)}")
+    return tuple(able[name] for name in dict.fromkeys(names)) or tuple(able.values())
+
+
+@contextmanager
+def started(
+    systems: Sequence[System], size: str, device: str, environments: Path, in_place: bool
+) -> Iterator[dict[str, Peer]]:
+    """The systems' processes by name, each with its model read; they are ended at the end of the block.
+
+    Args:
+      size: of `SIZES` (random weights, the same for all but CTranslate2), or the directory of a pair.
+      environments: of the others; models are kept there too.
+      in_place: all use the running Python.
+    """
+    common = {"device": device, "dtype": DTYPES[device], "threads": len(os.sched_getaffinity(0))}
+    pythons = {system.name: environment(system.peer, environments, in_place) for system in systems}
+    directories = {
+        system.name: _model(system, size, pythons[system.name], environments, DTYPES[device])
+        if size in SIZES
+        else Path(size).absolute()
+        for system in systems
+    }
+    with ExitStack() as stack:
+        peers = {}
+        for system in systems:
+            say(f"starting {system.name} ({size})")
+            setting = {**common, "directory": str(directories[system.name]), **system.setting}
+            peers[system.name] = Peer(system.name, pythons[system.name], f"{system.peer}_decode.py", setting)
+            stack.callback(peers[system.name].close)
+        yield peers
+
+
+def _model(system: System, size: str, python: Path, environments: Path, dtype: str) -> Path:
+    """The directory of a model with random weights, written if need be."""
+    content, models = json.dumps(SIZES[size]._asdict()), environments / "models"
+    if system.bart:
+        return written(models / f"bart-{size}", python, "convert_bart.py", content)
+    ours = environment("ours", environments)
+    return written(models / f"pair-{size}-{dtype}", ours, "write_pair.py", dtype, content)
