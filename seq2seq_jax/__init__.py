@@ -11,7 +11,9 @@ from seq2seq_jax.config import (
     TransformerConfig,
 )
 from seq2seq_jax.data.text import Tokenizer, load_tokenizer
+from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
+from seq2seq_jax.decoding.scoring import ScoreOutput, cross_attentions, score, transition_scores
 from seq2seq_jax.families.registry import families
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput, shift_tokens_right
 from seq2seq_jax.parallel.mesh import make_mesh
@@ -35,8 +37,11 @@ __all__ = [
     "GenerationConfig",
     "LayerSettings",
     "Pretrained",
+    "ScoreOutput",
+    "TokenTrie",
     "Tokenizer",
     "TransformerConfig",
+    "cross_attentions",
     "families",
     "from_encoder_decoder_configs",
     "from_encoder_decoder_pretrained",
@@ -48,5 +53,7 @@ __all__ = [
     "save_decoder",
     "save_orbax",
     "save_pretrained",
+    "score",
     "shift_tokens_right",
+    "transition_scores",
 ]
