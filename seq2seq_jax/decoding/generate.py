@@ -315,7 +315,7 @@ def _check(settings: GenerationConfig, rng: jax.Array | None, callback: Callable
     )
 
 
-# The decoding form of the parameters used last: (model's config, weak references to the leaves, the tree).
+# The decoding form of the parameters used last: (model, weak references to the leaves, the tree).
 _latest: list[tuple[Any, list[weakref.ref], dict]] = []
 
 
@@ -325,13 +325,11 @@ def decoding_params(model: EncoderDecoder, params: Mapping[str, Any]) -> dict[st
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return model.decoding_params(params)
     if _latest:
-        config, references, tree = _latest[0]
-        same = config == model.config and len(references) == len(leaves)
+        known, references, tree = _latest[0]
+        same = known == model and len(references) == len(leaves)
         if same and all(reference() is leaf for reference, leaf in zip(references, leaves)):
             return tree
     tree = model.decoding_params(params)
     # Arrays that both forms share would keep each other alive; one that only the stored form has tells its end.
-    _latest[:] = [
-        (model.config, [weakref.ref(leaf, lambda _, latest=_latest: latest.clear()) for leaf in leaves], tree)
-    ]
+    _latest[:] = [(model, [weakref.ref(leaf, lambda _, latest=_latest: latest.clear()) for leaf in leaves], tree)]
     return tree

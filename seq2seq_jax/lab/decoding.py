@@ -21,7 +21,7 @@ import numpy as np
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
 from seq2seq_jax.lab.peers.processes import Peer, say
-from seq2seq_jax.lab.peers.systems import DTYPES, SIZES, Size, System, started
+from seq2seq_jax.lab.peers.systems import DTYPES, SIZES, SYSTEMS, Size, System, started
 
 REFERENCE = "torch"  # what times and outputs are compared with
 # Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.
@@ -233,7 +233,8 @@ def _interleaved(task: _Task, peers: Mapping[str, Peer], options: Options) -> li
             got.append(peers[name].ask(task.request))
             say(f"{task.row} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
     # Last, since on a GPU the memory that it takes would count as the row's.
-    rates = _rates(peers["ours"], RATE_WIDTHS[options.device]) if "ours" in peers and not task.row.corpus else None
+    ours = next((peer for name, peer in peers.items() if SYSTEMS[name].peer == "ours"), None)
+    rates = None if ours is None or task.row.corpus else _rates(ours, RATE_WIDTHS[options.device])
     floor = rates and floor_seconds(SIZES[task.row.size], task.row, rates, options.width)
     return [_result(name, task, got, floor, rates, peers[name].versions) for name, got in answers.items()]
 

@@ -16,8 +16,16 @@ from seq2seq_jax.config import EncoderDecoderConfig, TransformerConfig
 from seq2seq_jax.losses import IGNORED, cross_entropy
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.layers import Dtype, Projection
-from seq2seq_jax.models.stack import LayerOutput, Show, from_columns, stack_layers, to_columns, unstack_layers
+from seq2seq_jax.models.layers import Dtype, Projection, quantise
+from seq2seq_jax.models.stack import (
+    LayerOutput,
+    Show,
+    from_columns,
+    stack_layers,
+    to_columns,
+    to_int8,
+    unstack_layers,
+)
 from seq2seq_jax.models.transformer import Transformer, join
 
 
@@ -107,6 +115,7 @@ class EncoderDecoder(nn.Module):
       dtype: of the computation. param_dtype: of parameters made by `init`.
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
       unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
+      int8: decoding reads the decoder's kernels and head as int8, and makes the tokens that meet them int8 too.
     """
 
     config: EncoderDecoderConfig
@@ -114,6 +123,7 @@ class EncoderDecoder(nn.Module):
     param_dtype: Dtype = jnp.float32
     remat: str = "none"
     unrolled: bool = False
+    int8: bool = False
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -261,11 +271,21 @@ class EncoderDecoder(nn.Module):
         """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels for columns; tied
         tables are shared, not copied."""
         full = self._convert(ties.fill(params, ties.aliases(self.config)), unstack_layers)
-        decoder = full["decoder"]
-        return {**full, "decoder": {**decoder, "layers": to_columns(decoder["layers"])}}
+        decoder = {**full["decoder"], "layers": to_columns(full["decoder"]["layers"])}
+        if self.int8:
+            kernel, scale = quantise(decoder["head"]["kernel"], (1,))
+            decoder["layers"] = to_int8(decoder["layers"])
+            decoder["head"] = {**decoder["head"], "kernel": kernel, "kernel_scale": scale}
+        return {**full, "decoder": decoder}
 
     def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse of `decoding_params`."""
+        """The inverse of `decoding_params`.
+
+        Raises:
+          ValueError: for int8, which forgets what the parameters were.
+        """
+        if self.int8:
+            raise ValueError("int8 kernels cannot be turned back; keep the parameters that they were made of")
         decoder = params["decoder"]
         full = {**params, "decoder": {**decoder, "layers": from_columns(decoder["layers"])}}
         return ties.strip(self._convert(full, stack_layers), ties.aliases(self.config))

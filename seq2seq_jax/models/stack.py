@@ -21,7 +21,7 @@ from flax import struct
 from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
 from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.layers import Mlp, Norm, Part
+from seq2seq_jax.models.layers import Mlp, Norm, Part, quantise
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
@@ -374,12 +374,22 @@ COLUMN_KERNELS = {
 
 def to_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of unstacked layers with kernels [*outputs, *inputs] where tokens are columns."""
-    return _turn_kernels(layers, lambda kernel, inputs: _moved(kernel, inputs))
+    return _replaced_kernels(layers, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
 
 
 def from_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `to_columns`."""
-    return _turn_kernels(layers, lambda kernel, inputs: _moved(kernel, kernel.ndim - inputs))
+    return _replaced_kernels(layers, lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)})
+
+
+def to_int8(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Those kernels of `to_columns` as int8, with a float32 `kernel_scale` [*outputs] each."""
+
+    def quantised(kernel: jax.Array, inputs: int) -> dict[str, jax.Array]:
+        values, scale = quantise(kernel, tuple(range(kernel.ndim - inputs, kernel.ndim)))
+        return {"kernel": values, "kernel_scale": scale}
+
+    return _replaced_kernels(layers, quantised)
 
 
 def _moved(kernel: jax.Array, first: int) -> jax.Array:
@@ -387,12 +397,12 @@ def _moved(kernel: jax.Array, first: int) -> jax.Array:
     return jnp.transpose(kernel, (*range(first, kernel.ndim), *range(first)))
 
 
-def _turn_kernels(layers: Mapping[str, Any], turn: Callable[[jax.Array, int], jax.Array]) -> dict[str, Any]:
+def _replaced_kernels(layers: Mapping[str, Any], change: Callable[[jax.Array, int], dict]) -> dict[str, Any]:
     out = {}
     for layer, parts in layers.items():
         out[layer] = {part: dict(tree) for part, tree in parts.items()}
         for (part, name), inputs in COLUMN_KERNELS.items():
             if name in parts.get(part, {}):
                 leaves = parts[part][name]
-                out[layer][part][name] = {**leaves, "kernel": turn(leaves["kernel"], inputs)}
+                out[layer][part][name] = {**leaves, **change(leaves["kernel"], inputs)}
     return out

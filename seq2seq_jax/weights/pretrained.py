@@ -65,6 +65,13 @@ class Pretrained:
         return dataclasses.replace(self, **changes)
 
 
+def quantize(pretrained: Pretrained) -> Pretrained:
+    """The pair, decoding with int8: kernels of the decoder's layers and its head, one scale an output, and the tokens
+    that meet them, one scale a token. Parameters, training and saving are as before; outputs may differ a little.
+    """
+    return pretrained.replace(model=pretrained.model.clone(int8=True))
+
+
 def from_pretrained(
     path_or_id: str | os.PathLike,
     *,

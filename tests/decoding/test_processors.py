@@ -134,6 +134,12 @@ def test_warpers(warper, kept):
     np.testing.assert_array_equal(got, np.where(np.isin(np.arange(4), kept), scores, BANNED))
 
 
+def test_top_h_where_one_token_is_certain():
+    """The others tell nothing, and yet are not kept."""
+    got = apply(warpers.TopH(np.float32(0.5)), [[300.0, 0.0, 1.0]], view_of([[0]]))
+    np.testing.assert_array_equal(got, [[300, BANNED, BANNED]])
+
+
 def test_renormalize():
     got = apply(warpers.Renormalize(), [[0.0, 0.0], [BANNED, 1.0], [BANNED, BANNED]], view_of([[0]]))
     np.testing.assert_allclose(got, [[np.log(0.5)] * 2, [BANNED, 0], [BANNED, BANNED]], rtol=1e-6)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
 
 from seq2seq_jax.families import registry as families  # noqa: E402
+from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
 from seq2seq_jax.weights.pretrained import (  # noqa: E402
     from_encoder_decoder_pretrained,
@@ -88,8 +89,8 @@ def test_decoder_alone(name, small_encoder, tmp_path):
         else:
             theirs = lm(torch.tensor(ids)).logits.numpy()
             more, alone = {}, dataclasses.replace(c, cross_attention_size=None)
-    params = pair.model.decoding_params(pair.params)["decoder"]
-    decoder = Transformer(alone, unrolled=True)
+    params = ties.fill(pair.params, ties.aliases(pair.config))["decoder"]
+    decoder = Transformer(alone)
 
     def logits(module):
         states, _ = module(ids, **more)

@@ -9,7 +9,7 @@ from checkpoints import BERT, GPT2, TOKENS, equal, make_pair, noisy, standalone,
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import Alias
-from seq2seq_jax.models.stack import scan_plan
+from seq2seq_jax.models.stack import from_columns, scan_plan
 from seq2seq_jax.weights.initialization import align
 from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_configs,
@@ -188,8 +188,9 @@ def test_alias_of_some_layers():
         from_encoder_decoder_configs(BERT, {**BERT, "num_hidden_layers": 2}, **TOKENS, tie_encoder_decoder=tie)
     )
     full = pair.model.decoding_params(pair.params)
+    decoder = from_columns(full["decoder"]["layers"])
     for ours, theirs in ((0, 1), (1, 2)):
-        equal(full["decoder"]["layers"][f"layers_{ours}"]["mlp"], full["encoder"]["layers"][f"layers_{theirs}"]["mlp"])
+        equal(decoder[f"layers_{ours}"]["mlp"], full["encoder"]["layers"][f"layers_{theirs}"]["mlp"])
     equal(pair.model.training_params(full), pair.params)
 
 

@@ -14,7 +14,8 @@ def load(setting):
     if jax.default_backend() != setting["device"]:
         raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
     dtype = jnp.dtype(setting["dtype"])
-    return s2s.from_pretrained(setting["directory"], dtype=dtype, param_dtype=dtype), setting
+    pair = s2s.from_pretrained(setting["directory"], dtype=dtype, param_dtype=dtype)
+    return s2s.quantize(pair) if setting.get("int8") else pair, setting
 
 
 def decode(state, request):

@@ -50,6 +50,7 @@ SYSTEMS = {
     system.name: system
     for system in (
         System("ours", "ours", ("cpu", "gpu"), corpus=True),
+        System("ours-int8", "ours", corpus=True, setting={"int8": True}),
         System("torch", "torch", ("cpu", "gpu"), corpus=True),
         System("torch-compiled", "torch", ("gpu",), setting={"compile": True}),
         System("flax", "flax"),

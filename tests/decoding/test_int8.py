@@ -1,0 +1,75 @@
+"""Decoding with int8 kernels: near the float32 logits, exact where nothing is rounded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seq2seq_jax as s2s
+from seq2seq_jax.models.layers import int8_product, quantise
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 32,
+}
+IDS = np.random.default_rng(0).integers(3, 101, (2, 7))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return s2s.from_encoder_decoder_configs(BERT, BERT, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2)
+
+
+def test_a_product_of_whole_numbers_is_exact():
+    rng = np.random.default_rng(1)
+    kernel, x = rng.integers(-127, 128, (6, 5)), rng.integers(-127, 128, (3, 5))
+    kernel[:, 0] = x[:, 0] = 127  # so that a scale is 1
+    values, scale = quantise(jnp.asarray(kernel, jnp.float32), (1,))
+    np.testing.assert_array_equal(values, kernel)
+    np.testing.assert_allclose(int8_product(values, scale, jnp.asarray(x, jnp.float32)), kernel @ x.T, rtol=1e-6)
+    zeros, none = quantise(jnp.zeros((2, 3)), (1,))
+    assert not zeros.any() and not none.any()
+
+
+def first_logits(pair):
+    model, params = pair.model.for_decoding(), pair.model.decoding_params(pair.params)
+
+    @jax.jit
+    def run(params):
+        mask = jnp.ones(IDS.shape, bool)
+        states = model.apply({"params": params}, IDS, mask, method="encode")
+        cache = model.apply({"params": params}, states, mask, 1, 8, method="init_cache")
+        return model.apply({"params": params}, jnp.full((2, 1, 3), 5), cache, method="decode_step")[0]
+
+    return np.asarray(run(params)), params
+
+
+def test_logits_are_near(pair):
+    exact, whole = first_logits(pair)
+    near, small = first_logits(s2s.quantize(pair))
+    error = np.abs(near - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.05
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    assert size(small["decoder"]["layers"]) < 0.5 * size(whole["decoder"]["layers"])
+    kernels = {"/".join(str(k.key) for k in path): leaf.dtype for path, leaf in
+               jax.tree_util.tree_leaves_with_path(small["decoder"]["layers"]["layers_0"])}  # fmt: skip
+    assert kernels["mlp/up/kernel"] == kernels["cross_attention/query/kernel"] == jnp.int8
+    assert kernels["cross_attention/key/kernel"] == jnp.float32, "the source is projected once, exactly"
+
+
+def test_a_pair_decodes_both_ways(pair):
+    """Neither is served by what was made for the other."""
+    settings = {"num_beams": 2, "max_length": 8}
+    exact = pair.generate(IDS, **settings)
+    near = s2s.quantize(pair).generate(IDS, **settings)
+    assert near.sequences_scores.shape == exact.sequences_scores.shape
+    assert (np.asarray(near.sequences_scores) != np.asarray(exact.sequences_scores)).any()
+    np.testing.assert_array_equal(pair.generate(IDS, **settings).sequences, exact.sequences)
+    with pytest.raises(ValueError, match="int8 kernels cannot be turned back"):
+        model = s2s.quantize(pair).model
+        model.training_params(model.decoding_params(pair.params))
