@@ -26,6 +26,8 @@ BUCKET, FIRST = 32, 64
 SHRINK = 4
 # Between looks at the clock, or calls of a callback, so many tokens.
 TICK = 8
+# Source tokens that a CPU encodes at a time: enough for its matrix products.
+CPU_TOKENS = 512
 
 
 def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> loop.Step:
@@ -37,11 +39,24 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
     return step
 
 
+def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_ids: Any) -> jax.Array:
+    """The source's states. On one CPU a few rows at a time, whose attention weights fit into its caches."""
+    batch, length = source.ids.shape
+    few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
+    arguments = (source.ids, source.mask, token_type_ids)
+    encode = lambda part: model.apply(variables, *part, method="encode")
+    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or few == batch:
+        return encode(arguments)
+    parts = jax.tree.map(lambda a: a.reshape(-1, few, *a.shape[1:]), arguments)
+    states = jax.lax.map(encode, parts)
+    return states.reshape(batch, *states.shape[2:])
+
+
 @functools.partial(jax.jit, static_argnames=("model", "strategy", "capacity"))
 def start(model, strategy, capacity, params, source, token_type_ids, prompt, rules) -> Carry:
     """Encodes, projects the source once, reads the prompt."""
     variables = {"params": params}
-    states = model.apply(variables, source.ids, source.mask, token_type_ids, method="encode")
+    states = encoded(model, variables, source, token_type_ids)
     cache = model.apply(variables, states, source.mask, strategy.slots, capacity, method="init_cache")
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)
 

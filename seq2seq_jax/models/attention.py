@@ -52,13 +52,13 @@ def attend(
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, LOWEST)
-    scores = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
-    if mask is not None:
-        scores = jnp.where(mask, scores, 0.0)
-    weights = scores / jnp.maximum(jnp.sum(scores, -1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    weights = weights.astype(v.dtype)
-    dropped = weights if drop is None else drop(weights)
-    y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v)
+    top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
+    scores = jnp.exp(scores - top)
+    # The output is normalised, which is small, not the weights: they are the largest array of a step.
+    share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
+    dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
+    y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v, preferred_element_type=jnp.float32)
+    y, weights = (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
     return y.reshape(shape), weights.reshape(*shape[:3], -1)
 
 

@@ -21,8 +21,8 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory):
+def on_eight_devices(script, directory, timeout):
+    """What a script here prints, run with 8 virtual devices."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -30,10 +30,9 @@ def output(tmp_path_factory):
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300",
     }
-    script = Path(__file__).parent / "mesh_checks.py"
     for _ in range(2):
-        command = [sys.executable, str(script), str(tmp_path_factory.mktemp("mesh"))]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        command = [sys.executable, str(Path(__file__).parent / script), str(directory)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
         # On a busy machine with fewer cores than devices, XLA gives up a collective whose threads did not all come in
         # time; that says nothing about the code, so it gets a second try. A wrong result does not.
         if "Termination timeout for" not in run.stderr:
@@ -41,6 +40,17 @@ def output(tmp_path_factory):
     return run.stdout + run.stderr[-3000:]
 
 
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return on_eight_devices("mesh_checks.py", tmp_path_factory.mktemp("mesh"), timeout=600)
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_eight_devices_equal_one(output, check):
     assert f"held: {check}" in output, output
+
+
+@pytest.mark.slow
+def test_every_strategy_decodes_the_same_on_a_mesh(tmp_path):
+    said = on_eight_devices("decoding_checks.py", tmp_path, timeout=3000)
+    assert said.count("held: ") == 16, said
