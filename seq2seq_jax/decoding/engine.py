@@ -28,6 +28,8 @@ SHRINK = 4
 TICK = 8
 # Source tokens that a CPU encodes at a time: enough for its matrix products.
 CPU_TOKENS = 512
+# YNNPACK for reductions (softmax) only.
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> loop.Step:
@@ -52,7 +54,22 @@ def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_id
     return states.reshape(batch, *states.shape[2:])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "strategy", "capacity"))
+def jitted(function: Callable, **options: Any) -> Callable:
+    """jax.jit for `start`, whose products are large: on a CPU Eigen's, which are quicker there than YNNPACK's."""
+
+    @functools.cache
+    def compiled():
+        return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == "cpu" else None, **options)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return compiled()(*arguments)
+
+    call._cache_size = lambda: compiled()._cache_size()
+    return call
+
+
+@functools.partial(jitted, static_argnames=("model", "strategy", "capacity"))
 def start(model, strategy, capacity, params, source, token_type_ids, prompt, rules) -> Carry:
     """Encodes, projects the source once, reads the prompt."""
     variables = {"params": params}
