@@ -19,7 +19,6 @@ from seq2seq_jax.config import METRICS, DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.evaluate import evaluate
-from seq2seq_jax.parallel.host_memory import keep_freed_memory
 from seq2seq_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FLAGS
@@ -46,7 +45,6 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
-    keep_freed_memory()
     mesh = make_mesh(data=-1)
     with jax.set_mesh(mesh):
         pretrained, tokenizers, known = model_flags.load(mesh)

@@ -34,7 +34,6 @@ from seq2seq_jax.evaluation.lines import Lines, windows
 from seq2seq_jax.evaluation.mbr import UTILITIES
 from seq2seq_jax.evaluation.partial import Share, write_windows
 from seq2seq_jax.parallel import multihost
-from seq2seq_jax.parallel.host_memory import keep_freed_memory
 from seq2seq_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FLAGS
@@ -151,7 +150,6 @@ def main(argv):
     of_objects = file is not None and file.endswith(".jsonl")
     if FLAGS.field is not None and not of_objects:
         raise app.UsageError(f"--field={FLAGS.field} is for a .jsonl file; give one as --input, or leave --field out")
-    keep_freed_memory()
     mine = share()
     if mine.count > 1 and (file is None or FLAGS.output is None):
         raise app.UsageError("several processes need files: give --input=FILE and --output=FILE")

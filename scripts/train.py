@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from seq2seq_jax.config import TrainConfig, from_mapping, parse_settings
 from seq2seq_jax.parallel import multihost
-from seq2seq_jax.parallel.host_memory import keep_freed_memory
 from seq2seq_jax.training.configs import OPEN_SECTIONS, describe
 from seq2seq_jax.training.loop import Stopped, train
 
@@ -41,7 +40,6 @@ def main(argv):
     for flag in (CONFIG, WORKDIR):
         if flag.value is None:
             raise app.UsageError(f"--{flag.name} is missing; see the top of --help for a whole command")
-    keep_freed_memory()
     if DISTRIBUTED.value:
         multihost.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     config = CONFIG.value.to_dict()

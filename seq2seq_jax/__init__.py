@@ -16,7 +16,6 @@ from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.decoding.scoring import ScoreOutput, cross_attentions, score, transition_scores
 from seq2seq_jax.families.registry import families
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput, shift_tokens_right
-from seq2seq_jax.parallel.host_memory import keep_freed_memory
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.weights.pretrained import (
     Pretrained,
@@ -49,7 +48,6 @@ __all__ = [
     "from_encoder_decoder_pretrained",
     "from_pretrained",
     "generate",
-    "keep_freed_memory",
     "load_tokenizer",
     "make_mesh",
     "quantize",

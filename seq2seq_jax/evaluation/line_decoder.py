@@ -100,7 +100,7 @@ class LineDecoder:
         )
         return {
             "model": {
-                "config": _hash(repr((model.config, np.dtype(model.dtype).name)).encode()),
+                "config": _hash(repr((model.config, np.dtype(model.dtype).name, model.int8)).encode()),
                 "weights": _hash(*_bytes(self.pretrained.params)),
             },
             "tokenizer": {side: _hash(_content(t)) for side, t in self.tokenizers._asdict().items()},

@@ -30,7 +30,7 @@ from seq2seq_jax.evaluation.mbr import minimum_bayes_risk
 from seq2seq_jax.evaluation.partial import directory_of
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.checkpoints import load_trained
-from seq2seq_jax.weights.pretrained import save_pretrained
+from seq2seq_jax.weights.pretrained import quantize, save_pretrained
 
 ROOT = Path(__file__).parent.parent.parent
 # All sources fit the narrowest batch: each kind of search is compiled once, for the scripts too.
@@ -190,6 +190,7 @@ def test_what_the_outputs_depend_on(trained):
     others = [
         decoder(trained._replace(pretrained=pretrained.replace(params=other))),
         decoder(trained._replace(pretrained=pretrained.replace(model=bfloat16))),
+        decoder(trained._replace(pretrained=quantize(pretrained))),
         decoder(trained._replace(tokenizers=tokenizers._replace(target=left))),
         decoder(trained, generation={"num_beams": 3}),
         decoder(trained, generation={"do_sample": True}),
@@ -234,6 +235,15 @@ def test_ways_in_and_out(script, work, trained, texts, tmp_path, capsys, monkeyp
     call(script, *common, f"--input={tmp_path / 'in.jsonl'}", "--field=text", f"--output={tmp_path / 'out'}")
     assert (tmp_path / "out").read_text().splitlines() == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
+
+
+@pytest.mark.slow
+def test_int8(script, work, trained, texts, capsys):
+    call(script, f"--model={work / 'pair'}", f"--batch_size={BATCH}", "--int8", *(f"--text={t}" for t in texts[:BATCH]))
+    near = decode_texts(quantize(trained.pretrained), texts[:BATCH], trained.tokenizers, batch_size=BATCH)
+    exact = decode_texts(trained.pretrained, texts[:BATCH], trained.tokenizers, batch_size=BATCH)
+    assert capsys.readouterr().out.splitlines() == [one_line(text) for (text,) in near]
+    assert near != exact
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import seq2seq_jax as s2s
 
 
 def load(setting):
-    s2s.keep_freed_memory()
     if jax.default_backend() != setting["device"]:
         raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
     dtype = jnp.dtype(setting["dtype"])
