@@ -6,8 +6,6 @@ from pathlib import Path
 # Equal programs are compiled once, for all tests, their processes and the next run. Before anything imports jax.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "seq2seq_jax_test_compilations"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Compiling is most of the time, and LLVM's optimisations are not what is tested.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 from hypothesis import settings
 

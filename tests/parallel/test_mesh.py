@@ -28,8 +28,7 @@ def on_eight_devices(script, directory, timeout):
         "JAX_PLATFORMS": "cpu",
         # Two runs in flight can each hold threads that the other's collective waits for.
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=300",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300",
     }
     for _ in range(2):
         command = [sys.executable, str(Path(__file__).parent / script), str(directory)]

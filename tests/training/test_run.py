@@ -263,6 +263,7 @@ def close(run, reference):
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_numbers_of_devices_and_processes(work, whole):
     """Begun on 8 devices, and by 2 processes; continued on one. The loss is that of one device all along."""
     many = script(work, work / "eight", "--stop_at=3", XLA_FLAGS="--xla_force_host_platform_device_count=8")
