@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def on_eight_devices(script, directory, timeout):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300",
     }
     for _ in range(2):
-        command = [sys.executable, str(Path(__file__).parent / script), str(directory)]
+        fresh = tempfile.mkdtemp(dir=directory)  # a try that was broken off has left files
+        command = [sys.executable, str(Path(__file__).parent / script), fresh]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
         # On a busy machine with fewer cores than devices, XLA gives up a collective whose threads did not all come in
         # time; that says nothing about the code, so it gets a second try. A wrong result does not.
