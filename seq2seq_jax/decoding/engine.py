@@ -42,8 +42,8 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
 
 
 def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_ids: Any) -> jax.Array:
-    """The source's states [batch, source, hidden]; on one CPU a few rows at a time, whose attention weights fit into its
-    caches."""
+    """The source's states [batch, source, hidden]; on one CPU a few rows at a time, whose attention weights fit into
+    its caches."""
     batch, length = source.ids.shape
     few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
     arguments = (source.ids, source.mask, token_type_ids)
