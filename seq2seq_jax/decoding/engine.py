@@ -56,17 +56,18 @@ def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_id
 
 
 def jitted(function: Callable, **options: Any) -> Callable:
-    """jax.jit for `start`, whose products are large: on a CPU Eigen's, which are quicker there than YNNPACK's."""
+    """jax.jit for `start`, whose products are large: on a CPU those of float32 are Eigen's, which are quicker there
+    than YNNPACK's; those of int8 are not."""
 
     @functools.cache
-    def compiled():
-        return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == "cpu" else None, **options)
+    def compiled(eigen: bool):
+        return jax.jit(function, compiler_options=CPU_OPTIONS if eigen else None, **options)
 
     @functools.wraps(function)
-    def call(*arguments):
-        return compiled()(*arguments)
+    def call(model, *arguments):
+        return compiled(jax.default_backend() == "cpu" and not model.int8)(model, *arguments)
 
-    call._cache_size = lambda: compiled()._cache_size()
+    call._cache_size = lambda: sum(compiled(eigen)._cache_size() for eigen in (False, True))
     return call
 
 

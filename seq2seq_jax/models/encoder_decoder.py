@@ -115,7 +115,7 @@ class EncoderDecoder(nn.Module):
       dtype: of the computation. param_dtype: of parameters made by `init`.
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
       unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
-      int8: decoding reads the decoder's kernels and head as int8, and makes the tokens that meet them int8 too.
+      int8: decoding reads the kernels of layers and head as int8, and makes the tokens that meet them int8 too.
     """
 
     config: EncoderDecoderConfig
@@ -274,8 +274,9 @@ class EncoderDecoder(nn.Module):
         decoder = {**full["decoder"], "layers": to_columns(full["decoder"]["layers"])}
         if self.int8:
             kernel, scale = quantise(decoder["head"]["kernel"], (1,))
-            decoder["layers"] = to_int8(decoder["layers"])
+            decoder["layers"] = to_int8(decoder["layers"], columns=True)
             decoder["head"] = {**decoder["head"], "kernel": kernel, "kernel_scale": scale}
+            full["encoder"] = {**full["encoder"], "layers": to_int8(full["encoder"]["layers"], columns=False)}
         return {**full, "decoder": decoder}
 
     def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:

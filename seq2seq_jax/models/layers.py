@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,13 +78,17 @@ def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]
     return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), jnp.squeeze(scale, axes)
 
 
-def int8_product(kernel: jax.Array, scale: jax.Array, x: jax.Array) -> jax.Array:
-    """float32 [outputs, ...] of kernel int8 [outputs, inputs] and tokens x [..., inputs], which are made int8 one by
-    one: the form in which XLA's CPU backend is fastest, contracted over the last axes of both."""
+def int8_product(kernel: jax.Array, scale: jax.Array, x: jax.Array, *, outputs_first: bool) -> jax.Array:
+    """float32 [outputs, ...] or [..., outputs] of kernel int8 [outputs, inputs], its scale [outputs], and tokens x
+    [..., inputs], which are made int8 one by one: contracted over the last axes of both, the form in which XLA's CPU
+    backend is fastest."""
     tokens, scales = quantise(x, (x.ndim - 1,))
-    contract = (((1,), (x.ndim - 1,)), ((), ()))
-    y = jax.lax.dot_general(kernel, tokens, contract, preferred_element_type=jnp.int32)
-    return y.astype(jnp.float32) * scale.reshape(-1, *(1,) * (x.ndim - 1)) * scales
+    product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.int32)
+    if outputs_first:
+        y = product(kernel, tokens, (((1,), (x.ndim - 1,)), ((), ())))
+        return y.astype(jnp.float32) * scale.reshape(-1, *(1,) * (x.ndim - 1)) * scales
+    y = product(tokens, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    return y.astype(jnp.float32) * scale * scales[..., None]
 
 
 class Projection(Part):
@@ -99,9 +104,15 @@ class Projection(Part):
         n, m = len(self.inputs), len(self.outputs)
         if self.has_variable("params", "kernel_scale"):
             kernel, scale = self.get_variable("params", "kernel"), self.get_variable("params", "kernel_scale")
-            tokens = jnp.moveaxis(x.reshape(-1, *x.shape[n:]), 0, -1)
-            y = int8_product(kernel.reshape(-1, tokens.shape[-1]), scale.reshape(-1), tokens)
-            y = y.astype(self.dtype).reshape(*self.outputs, *x.shape[n:])
+            kernel, scale = kernel.reshape(scale.size, -1), scale.reshape(-1)
+            if self.columns:
+                tokens = jnp.moveaxis(x.reshape(-1, *x.shape[n:]), 0, -1)
+                y, shape = int8_product(kernel, scale, tokens, outputs_first=True), (*self.outputs, *x.shape[n:])
+            else:
+                lead = x.shape[: x.ndim - n]
+                y = int8_product(kernel, scale, x.reshape(*lead, -1), outputs_first=False)
+                shape = (*lead, *self.outputs)
+            y = y.astype(self.dtype).reshape(shape)
         elif self.columns:
             kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
             y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
@@ -268,7 +279,7 @@ class Head(Part):
         if c.head_scale != 1.0:
             x = x * jnp.asarray(c.head_scale, x.dtype)
         if self.kernel.dtype == jnp.int8:
-            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x)
+            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, outputs_first=True)
             logits = jnp.moveaxis(logits, 0, -1)
         else:
             contract = (((x.ndim - 1,), (1,)), ((), ()))

@@ -363,10 +363,11 @@ def stack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
     return out
 
 
-# The kernels that read tokens as columns, by their place in a layer, and how many of their axes are inputs.
+# The kernels of a layer, and how many of their axes are inputs; those of the source never read tokens as columns.
+SOURCE_KERNELS = {("cross_attention", name): 1 for name in ("key", "value")}
 COLUMN_KERNELS = {
     **{("self_attention", name): 1 for name in ("query", "key", "value")},
-    **{("cross_attention", name): 1 for name in ("query",)},
+    ("cross_attention", "query"): 1,
     **{(part, "out"): 2 for part in ("self_attention", "cross_attention")},
     **{("mlp", name): 1 for name in ("up", "gate", "down")},
 }
@@ -374,22 +375,28 @@ COLUMN_KERNELS = {
 
 def to_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of unstacked layers with kernels [*outputs, *inputs] where tokens are columns."""
-    return _replaced_kernels(layers, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
+    return _replaced_kernels(layers, COLUMN_KERNELS, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
 
 
 def from_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `to_columns`."""
-    return _replaced_kernels(layers, lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)})
+    back = lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)}
+    return _replaced_kernels(layers, COLUMN_KERNELS, back)
 
 
-def to_int8(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those kernels of `to_columns` as int8, with a float32 `kernel_scale` [*outputs] each."""
+def to_int8(layers: Mapping[str, Any], *, columns: bool) -> dict[str, Any]:
+    """All kernels of unstacked layers as int8 [*outputs, *inputs], with a float32 `kernel_scale` [*outputs] each.
+
+    Args:
+      columns: `layers` come from `to_columns`.
+    """
 
     def quantised(kernel: jax.Array, inputs: int) -> dict[str, jax.Array]:
         values, scale = quantise(kernel, tuple(range(kernel.ndim - inputs, kernel.ndim)))
         return {"kernel": values, "kernel_scale": scale}
 
-    return _replaced_kernels(layers, quantised)
+    layers = _replaced_kernels(layers if columns else to_columns(layers), COLUMN_KERNELS, quantised)
+    return _replaced_kernels(layers, SOURCE_KERNELS, lambda kernel, n: quantised(_moved(kernel, n), n))
 
 
 def _moved(kernel: jax.Array, first: int) -> jax.Array:
@@ -397,11 +404,13 @@ def _moved(kernel: jax.Array, first: int) -> jax.Array:
     return jnp.transpose(kernel, (*range(first, kernel.ndim), *range(first)))
 
 
-def _replaced_kernels(layers: Mapping[str, Any], change: Callable[[jax.Array, int], dict]) -> dict[str, Any]:
+def _replaced_kernels(
+    layers: Mapping[str, Any], kernels: Mapping[tuple[str, str], int], change: Callable[[jax.Array, int], dict]
+) -> dict[str, Any]:
     out = {}
     for layer, parts in layers.items():
         out[layer] = {part: dict(tree) for part, tree in parts.items()}
-        for (part, name), inputs in COLUMN_KERNELS.items():
+        for (part, name), inputs in kernels.items():
             if name in parts.get(part, {}):
                 leaves = parts[part][name]
                 out[layer][part][name] = {**leaves, **change(leaves["kernel"], inputs)}

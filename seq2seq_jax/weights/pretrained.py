@@ -66,8 +66,8 @@ class Pretrained:
 
 
 def quantize(pretrained: Pretrained) -> Pretrained:
-    """The pair, decoding with int8: kernels of the decoder's layers and its head, one scale an output, and the tokens
-    that meet them, one scale a token. Parameters, training and saving are as before; outputs may differ a little.
+    """The pair, decoding with int8: kernels of all layers and the head, one scale an output, and the tokens that meet
+    them, one scale a token. Parameters, training and saving are as before; outputs may differ a little.
     """
     return pretrained.replace(model=pretrained.model.clone(int8=True))
 
