@@ -184,13 +184,17 @@ class TrainConfig:
     num_steps: int = setting(0, help="optimizer steps; 0: as many as num_epochs take")
     num_epochs: float = setting(0.0, help="passes over the training examples, where num_steps is 0")
     label_smoothing: float = setting(0.0, help="the part of the target that is spread over the vocabulary")
+    z_loss: float = setting(0.0, help="factor on the squared log of the softmax's normaliser, added to the loss")
+    loss_chunk: int | None = setting(
+        None, help="target tokens of a step worked on at a time in the loss, to save memory; unset: all at once"
+    )
     dropout: float | None = setting(None, help="rate of every dropout of both sides; unset: as the checkpoints say")
     remat: str = setting("none", help="what the backward pass recomputes to save memory (models/stack.py)")
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every",))
+        _check_counts(self, "config", ("log_every", "loss_chunk"))
         _check_counts(self, "config", ("num_steps", "seed"), low=0)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),
@@ -199,3 +203,4 @@ class TrainConfig:
         for name in ("label_smoothing", "dropout"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
+        check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")

@@ -35,13 +35,15 @@ class EncoderDecoderOutput:
 
     Attributes:
       logits: float32 [batch, target, vocab_size]. loss: mean over labels that are not -100.
+      decoder_last_hidden_state: [batch, target, decoder hidden], which the head reads.
       encoder_last_hidden_state: [batch, source, encoder hidden].
       encoder_hidden_states, decoder_hidden_states: num_layers + 1 arrays: each layer's input, then the final states.
       encoder_attentions, decoder_attentions, cross_attentions: per layer, [batch, heads, queries, keys].
     """
 
-    logits: jax.Array
+    logits: jax.Array | None
     loss: jax.Array | None = None
+    decoder_last_hidden_state: jax.Array | None = None
     encoder_last_hidden_state: jax.Array | None = None
     encoder_hidden_states: tuple[jax.Array, ...] | None = None
     decoder_hidden_states: tuple[jax.Array, ...] | None = None
@@ -168,6 +170,7 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        output_logits: bool = True,
     ) -> EncoderDecoderOutput:
         """Logits, and the loss where labels are given.
 
@@ -180,6 +183,7 @@ class EncoderDecoder(nn.Module):
             of their own pack, on either side, and positions restart with each pack.
           labels: int [batch, target], -100 where there is nothing to predict.
           train: dropout acts; needs rngs={"dropout": key}.
+          output_logits: without, there are neither logits nor loss (see `token_losses`).
         """
         c = self.config
         check_ids("input_ids", input_ids, c.encoder.vocab_size)
@@ -219,13 +223,14 @@ class EncoderDecoder(nn.Module):
             cross_mask=cross_mask,
             show=show,
         )
-        logits = self.decoder.logits(decoded)
+        logits = self.decoder.logits(decoded) if output_logits else None
         loss = None
-        if labels is not None:
+        if output_logits and labels is not None:
             loss = cross_entropy(logits, jnp.asarray(labels), vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
-            logits=logits[..., : c.decoder.vocab_size],
+            logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
+            decoder_last_hidden_state=decoded,
             encoder_last_hidden_state=states,
             encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states else None,
             decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
@@ -233,6 +238,18 @@ class EncoderDecoder(nn.Module):
             decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
             cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
         )
+
+    def token_losses(
+        self, *, labels, chunk: int | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0, **inputs
+    ) -> jax.Array:
+        """Loss of each target token in nats, float32 [batch, target], 0 where the label is -100 (losses.py).
+
+        Args:
+          labels, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
+        """
+        states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
+        options = {"chunk": chunk, "label_smoothing": label_smoothing, "z_loss": z_loss}
+        return self.decoder.head.token_losses(states, jnp.asarray(labels), **options)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states

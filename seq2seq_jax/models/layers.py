@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.losses import chunked_token_losses, token_losses
 from seq2seq_jax.parallel.rules import constrain
 
 Dtype = Any
@@ -259,14 +260,22 @@ class Head(Part):
         if c.head_bias != "none":
             self.bias = self.weight("bias", (c.padded_vocab_size,), ("vocab",))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def _features(self, x: jax.Array) -> jax.Array:
+        """States [..., hidden] as the kernel reads them, [..., head_size]."""
         c = self.config
         if c.head_transform:
             x = self.norm(ACTIVATIONS[c.head_activation or c.activation](self.transform(x)))
         elif c.head_projection:
             x = self.transform(x)
-        if c.head_scale != 1.0:
-            x = x * jnp.asarray(c.head_scale, x.dtype)
+        return x if c.head_scale == 1.0 else x * jnp.asarray(c.head_scale, x.dtype)
+
+    @property
+    def _acting_bias(self) -> jax.Array | None:
+        kind = self.config.head_bias
+        return None if kind == "none" else jax.lax.stop_gradient(self.bias) if kind == "fixed" else self.bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, x = self.config, self._features(x)
         if self.kernel.dtype == jnp.int8:
             logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x)
             logits = jnp.moveaxis(logits, 0, -1)
@@ -274,9 +283,17 @@ class Head(Part):
             contract = (((x.ndim - 1,), (1,)), ((), ()))
             logits = jax.lax.dot_general(x, self.kernel, contract, preferred_element_type=jnp.float32)
         if c.head_bias != "none":
-            logits = logits + (jax.lax.stop_gradient(self.bias) if c.head_bias == "fixed" else self.bias)
+            logits = logits + self._acting_bias
         if c.head_softcap is not None:
             logits = c.head_softcap * jnp.tanh(logits / c.head_softcap)
         if c.padded_vocab_size > c.vocab_size:
             logits = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits, LOWEST)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
+
+    def token_losses(self, x: jax.Array, labels: jax.Array, *, chunk: int | None, **options) -> jax.Array:
+        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time, None: of all."""
+        c = self.config
+        if chunk is None:
+            return token_losses(self(x), labels, vocab_size=c.vocab_size, **options)
+        options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap, "chunk": chunk}
+        return chunked_token_losses(self._features(x), self.kernel, self._acting_bias, labels, **options)

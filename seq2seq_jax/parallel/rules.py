@@ -40,13 +40,20 @@ def partition_spec(axes: Sequence[str | None], mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def mesh_in_use():
+    """The mesh of `jax.set_mesh`, or None: there is none, or the code runs on each of its devices by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return None if mesh.empty or manual else mesh
+
+
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Asks the compiler to keep `x` split by the table, under `jax.set_mesh`; elsewhere returns `x`.
 
     A dimension that its mesh axes do not divide (a last small batch) stays whole.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or all(t == jax.sharding.AxisType.Manual for t in mesh.axis_types):
+    mesh = mesh_in_use()
+    if mesh is None:
         return x
     spec = partition_spec(axes, mesh)
     kept = [entry if x.shape[i] % shards(entry, mesh) == 0 else None for i, entry in enumerate(spec)]

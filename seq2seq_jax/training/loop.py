@@ -99,7 +99,8 @@ class Run:
         tx = optimizer(config.optimizer, self.num_steps, frozen)
         schedule = learning_rate(config.optimizer, self.num_steps)
         model, dropout = training_model(self.pretrained.model, config)
-        options = {"label_smoothing": config.label_smoothing, "accumulation": config.batch.accumulation}
+        options = {name: getattr(config, name) for name in ("label_smoothing", "z_loss", "loss_chunk")}
+        options["accumulation"] = config.batch.accumulation
         step = make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options)
         self.step = jax.jit(step, donate_argnums=0)
         # The state takes the parameters over: each step consumes them.
