@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seq2seq_jax.parallel.rules import constrain, mesh_in_use, partition_spec, shards
+from seq2seq_jax.parallel.rules import constrain, fitting_spec, mesh_in_use, shards
 
 IGNORED = -100
 
@@ -98,7 +98,8 @@ def chunked_token_losses(
             raise ValueError(f"{name} is {value!r}; give a whole number from 1 up")
     rows, hidden = kernel.shape
     # Each device cuts its own tokens: [chunks, parts, tokens], of which the mesh splits the parts.
-    parts = _batch_parts(labels.shape[0])
+    mesh = mesh_in_use()
+    parts = 1 if mesh is None else shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
     tokens = labels.size // parts
     count = -(-tokens // max(1, chunk // parts))
     each = -(-tokens // count)
@@ -120,15 +121,6 @@ def chunked_token_losses(
     losses = _tiled_losses(settings, cut(states, 0, hidden), *table, cut(labels, IGNORED))
     losses = jnp.moveaxis(losses, 0, 1).reshape(parts, count * each)[:, :tokens]
     return losses.reshape(labels.shape)
-
-
-def _batch_parts(rows: int) -> int:
-    """Into how many parts the mesh in use splits a batch of `rows`."""
-    mesh = mesh_in_use()
-    if mesh is None:
-        return 1
-    parts = shards(partition_spec(("batch",), mesh)[0], mesh)
-    return parts if rows % parts == 0 else 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -47,17 +47,19 @@ def mesh_in_use():
     return None if mesh.empty or manual else mesh
 
 
-def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Asks the compiler to keep `x` split by the table, under `jax.set_mesh`; elsewhere returns `x`.
+def fitting_spec(shape: Sequence[int], axes: Sequence[str | None], mesh) -> PartitionSpec:
+    """`partition_spec` for an array; a dimension that its mesh axes do not divide (a last small batch) stays whole."""
+    spec = partition_spec(axes, mesh)
+    return PartitionSpec(*(entry if size % shards(entry, mesh) == 0 else None for size, entry in zip(shape, spec)))
 
-    A dimension that its mesh axes do not divide (a last small batch) stays whole.
-    """
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Asks the compiler to keep `x` split by the table, as far as that fits, under `jax.set_mesh`; elsewhere returns
+    `x`."""
     mesh = mesh_in_use()
     if mesh is None:
         return x
-    spec = partition_spec(axes, mesh)
-    kept = [entry if x.shape[i] % shards(entry, mesh) == 0 else None for i, entry in enumerate(spec)]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*kept)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting_spec(x.shape, axes, mesh)))
 
 
 def shards(entry, mesh) -> int:

@@ -60,9 +60,9 @@ def loss_and_grads(
         if frozen is not None:
             params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
         rngs = None if rng is None else {"dropout": rng}
-        loss = {"chunk": loss_chunk, "label_smoothing": label_smoothing, "z_loss": z_loss}
-        options = {"train": rng is not None, "rngs": rngs, "method": "token_losses", **loss}
-        return jnp.sum(model.apply({"params": params}, **part, **options)) / count
+        loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        options = {"train": rng is not None, "rngs": rngs, "chunk": loss_chunk, "loss": loss}
+        return jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
 
     value_and_grad = jax.value_and_grad(objective)
     if accumulation == 1:
@@ -95,12 +95,14 @@ def make_train_step(
     *,
     seed: int,
     dropout: bool = True,
+    dropout_bits: str = "threefry2x32",
     axis_name: str | None = None,
     **options: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function; its random numbers follow from the seed and the step alone, so a restart repeats them.
 
     Args:
+      dropout_bits: jax's name of the generator of dropout's random bits.
       options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`.
 
     Returns:
@@ -110,7 +112,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = None
         if dropout:
-            rng = jax.random.fold_in(jax.random.key(seed), state.step)
+            rng = jax.random.fold_in(jax.random.key(seed, impl=dropout_bits), state.step)
             rng = rng if axis_name is None else jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
         loss, grads, count = loss_and_grads(model, state.params, batch, rng, axis_name, **options)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
