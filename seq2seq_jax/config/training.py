@@ -10,6 +10,10 @@ from typing import Any
 from seq2seq_jax.config.validation import check, nearest, setting
 
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
+# Each with the backend that it needs.
+ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
+# Each with jax's name of it.
+DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 # Each metric with the scores that it gives.
 METRICS = {
     "bleu": ("bleu",),
@@ -184,18 +188,33 @@ class TrainConfig:
     num_steps: int = setting(0, help="optimizer steps; 0: as many as num_epochs take")
     num_epochs: float = setting(0.0, help="passes over the training examples, where num_steps is 0")
     label_smoothing: float = setting(0.0, help="the part of the target that is spread over the vocabulary")
+    z_loss: float = setting(0.0, help="factor on the squared log of the softmax's normaliser, added to the loss")
+    loss_chunk: int | None = setting(
+        None, help="target tokens of a step worked on at a time in the loss, to save memory; unset: all at once"
+    )
     dropout: float | None = setting(None, help="rate of every dropout of both sides; unset: as the checkpoints say")
     remat: str = setting("none", help="what the backward pass recomputes to save memory (models/stack.py)")
+    attention_impl: str = setting(
+        "xla", help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)"
+    )
+    dropout_bits: str = setting(
+        "threefry",
+        help="""generator of dropout's random bits, the same on any mesh: threefry (fastest on CPU), rbg or unsafe_rbg
+        (the hardware's, fastest on TPU)""",
+    )
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every",))
+        _check_counts(self, "config", ("log_every", "loss_chunk"))
         _check_counts(self, "config", ("num_steps", "seed"), low=0)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),
             f"num_steps is {self.num_steps} and num_epochs {self.num_epochs}; give one of them, and 0 for the other",
         )
+        _check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
+        _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
         for name in ("label_smoothing", "dropout"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
+        check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")

@@ -12,10 +12,11 @@ import numpy as np
 from flax import struct
 from flax.core import FrozenDict, unfreeze
 
-from seq2seq_jax.config import EncoderDecoderConfig, TransformerConfig
+from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.losses import IGNORED, cross_entropy
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
+from seq2seq_jax.models.kernels import segments
 from seq2seq_jax.models.layers import Dtype, Projection, quantise
 from seq2seq_jax.models.stack import (
     LayerOutput,
@@ -35,13 +36,15 @@ class EncoderDecoderOutput:
 
     Attributes:
       logits: float32 [batch, target, vocab_size]. loss: mean over labels that are not -100.
+      decoder_last_hidden_state: [batch, target, decoder hidden], which the head reads.
       encoder_last_hidden_state: [batch, source, encoder hidden].
       encoder_hidden_states, decoder_hidden_states: num_layers + 1 arrays: each layer's input, then the final states.
       encoder_attentions, decoder_attentions, cross_attentions: per layer, [batch, heads, queries, keys].
     """
 
-    logits: jax.Array
+    logits: jax.Array | None
     loss: jax.Array | None = None
+    decoder_last_hidden_state: jax.Array | None = None
     encoder_last_hidden_state: jax.Array | None = None
     encoder_hidden_states: tuple[jax.Array, ...] | None = None
     decoder_hidden_states: tuple[jax.Array, ...] | None = None
@@ -114,6 +117,7 @@ class EncoderDecoder(nn.Module):
     Attributes:
       dtype: of the computation. param_dtype: of parameters made by `init`.
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
+      attention_impl: "xla", or a kernel (models/kernels.py); decoding always takes "xla".
       unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
       int8: decoding reads the kernels of layers and head as int8, and makes the tokens that meet them int8 too.
     """
@@ -122,13 +126,15 @@ class EncoderDecoder(nn.Module):
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     remat: str = "none"
+    attention_impl: str = "xla"
     unrolled: bool = False
     int8: bool = False
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.encoder = Transformer(c.encoder, unrolled=self.unrolled, remat=self.remat, **kw)
-        self.decoder = Transformer(c.decoder, unrolled=self.unrolled, columns=self.unrolled, remat=self.remat, **kw)
+        form = {"unrolled": self.unrolled, "remat": self.remat, "attention_impl": self.attention_impl}
+        self.encoder = Transformer(c.encoder, **form, **kw)
+        self.decoder = Transformer(c.decoder, columns=self.unrolled, **form, **kw)
         if c.has_projection:
             self.enc_to_dec_proj = Projection(
                 c.decoder,
@@ -168,6 +174,7 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        output_logits: bool = True,
     ) -> EncoderDecoderOutput:
         """Logits, and the loss where labels are given.
 
@@ -180,6 +187,7 @@ class EncoderDecoder(nn.Module):
             of their own pack, on either side, and positions restart with each pack.
           labels: int [batch, target], -100 where there is nothing to predict.
           train: dropout acts; needs rngs={"dropout": key}.
+          output_logits: without, there are neither logits nor loss (see `token_losses`).
         """
         c = self.config
         check_ids("input_ids", input_ids, c.encoder.vocab_size)
@@ -197,6 +205,8 @@ class EncoderDecoder(nn.Module):
                 decoder_attention_mask = decoder_input_ids != c.pad_token_id
         if (encoder_pack_ids is None) != (decoder_pack_ids is None):
             raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
+        if output_attentions and self.attention_impl != "xla":
+            raise ValueError(f"attention_impl {self.attention_impl!r} returns no attention weights; give 'xla'")
 
         show = Show(train, output_attentions, output_hidden_states)
         states, encoder_shown = self.encoder(
@@ -208,7 +218,10 @@ class EncoderDecoder(nn.Module):
             show=show,
         )
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
-        if encoder_pack_ids is not None:
+        if self.attention_impl == "splash":
+            shapes = (np.shape(decoder_input_ids), np.shape(input_ids))
+            cross_mask = segments(*shapes, attention_mask, decoder_pack_ids, encoder_pack_ids)
+        elif encoder_pack_ids is not None:
             cross_mask = join(cross_mask, (decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :])[:, None])
         decoded, decoder_shown = self.decoder(
             jnp.asarray(decoder_input_ids),
@@ -219,13 +232,14 @@ class EncoderDecoder(nn.Module):
             cross_mask=cross_mask,
             show=show,
         )
-        logits = self.decoder.logits(decoded)
+        logits = self.decoder.logits(decoded) if output_logits else None
         loss = None
-        if labels is not None:
+        if output_logits and labels is not None:
             loss = cross_entropy(logits, jnp.asarray(labels), vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
-            logits=logits[..., : c.decoder.vocab_size],
+            logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
+            decoder_last_hidden_state=decoded,
             encoder_last_hidden_state=states,
             encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states else None,
             decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
@@ -233,6 +247,16 @@ class EncoderDecoder(nn.Module):
             decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
             cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
         )
+
+    def token_losses(self, *, labels, chunk: int | None = None, loss: Mapping[str, float] = FrozenDict(), **inputs):
+        """Loss of each target token in nats, float32 [batch, target], 0 where the label is -100.
+
+        Args:
+          labels, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
+          loss: label_smoothing and z_loss (losses.py).
+        """
+        states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
+        return self.decoder.head.token_losses(states, jnp.asarray(labels), chunk=chunk, **loss)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
@@ -265,7 +289,7 @@ class EncoderDecoder(nn.Module):
 
     def for_decoding(self) -> EncoderDecoder:
         """The same model in decoding form; its parameters are `decoding_params(params)`."""
-        return self.clone(unrolled=True)
+        return self.clone(unrolled=True, attention_impl="xla")
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels for columns; tied
@@ -292,14 +316,8 @@ class EncoderDecoder(nn.Module):
         return ties.strip(self._convert(full, stack_layers), ties.aliases(self.config))
 
     def _convert(self, params: Mapping[str, Any], convert) -> dict[str, Any]:
-        def side(name: str, config: TransformerConfig):
-            return {**params[name], "layers": convert(config, params[name]["layers"])}
-
-        return {
-            **params,
-            "encoder": side("encoder", self.config.encoder),
-            "decoder": side("decoder", self.config.decoder),
-        }
+        side = lambda name: convert(getattr(self.config, name), params[name]["layers"])
+        return {**params, **{name: {**params[name], "layers": side(name)} for name in ("encoder", "decoder")}}
 
     def parameter_shapes(self) -> Any:
         """The once-stored tree as ShapeDtypeStructs, boxed with their logical axes; nothing is computed."""

@@ -21,14 +21,20 @@ from flax import struct
 from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
 from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.layers import Mlp, Norm, Part, quantise
+from seq2seq_jax.models.kernels import Segments
+from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part, quantise
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
+# What the backward pass finds kept, beside each layer's input; "none" is not among them: it keeps everything.
+POLICIES = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
     "full": None,
-    "dots": jax.checkpoint_policies.checkpoint_dots,
-    "dots_with_no_batch_dims": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": POLICIES.checkpoint_dots,
+    "dots_with_no_batch_dims": POLICIES.checkpoint_dots_with_no_batch_dims,
+    "offload_dots": POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "save_attention_out": POLICIES.save_only_these_names("attention_out"),
+    "save_mlp": POLICIES.save_only_these_names("mlp"),
 }
 
 
@@ -37,20 +43,21 @@ class Context:
     """What every layer reads beside its input.
 
     Attributes:
-      self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None.
+      self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
+        splash attention `Segments`. cross_mask: likewise, [batch, 1, queries, source].
       rotations: for each of the config's rotaries, its cosine and sine.
       positions: of queries [queries] and keys [keys], for relative biases. bias: that of all layers, or None.
       position_table: DeBERTa's, or None.
-      encoder_states: [batch, source, features], or None. cross_mask: bool, to [batch, 1, queries, source], or None.
+      encoder_states: [batch, source, features], or None.
     """
 
-    self_masks: tuple[jax.Array | None, ...] = (None,)
+    self_masks: tuple[jax.Array | Segments | None, ...] = (None,)
     rotations: tuple[Rotation, ...] = ()
     positions: tuple[jax.Array, jax.Array] | None = None
     bias: jax.Array | None = None
     position_table: jax.Array | None = None
     encoder_states: jax.Array | None = None
-    cross_mask: jax.Array | None = None
+    cross_mask: jax.Array | Segments | None = None
 
 
 @struct.dataclass
@@ -74,21 +81,21 @@ class Block(Part):
     """Self-attention, cross-attention where the layer has it, MLP; norms before or after each, or both."""
 
     settings: LayerSettings = LayerSettings()
+    attention_impl: str = "xla"
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns}
-        self.self_attention = Attention(c, settings=self.settings, kv_size=c.hidden_size, **kw)
+        attention = {"settings": self.settings, "attention_impl": self.attention_impl, **kw}
+        self.self_attention = Attention(c, kv_size=c.hidden_size, **attention)
         if self.has_cross:
-            self.cross_attention = Attention(
-                c, settings=self.settings, kv_size=c.cross_attention_size, cross=True, **kw
-            )
+            self.cross_attention = Attention(c, kv_size=c.cross_attention_size, cross=True, **attention)
         self.mlp = Mlp(c, **kw)
         for part in ("self_attention", *(("cross_attention",) if self.has_cross else ()), "mlp"):
             if part != "self_attention" or self.settings.attention_norm:
                 setattr(self, f"{part}_norm", Norm(c, **kw))
             if c.norm_position == "sandwich":
                 setattr(self, f"{part}_post_norm", Norm(c, **kw))
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     @property
     def has_cross(self) -> bool:
@@ -190,10 +197,11 @@ class Repeat(Part):
 
     pattern: tuple[LayerSettings, ...] = ()
     remat: str = "none"
+    attention_impl: str = "xla"
 
     def setup(self):
         block = rematerialised(self.remat)
-        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "attention_impl": self.attention_impl}
         self.block = [block(self.config, settings=settings, **kw) for settings in self.pattern]
 
     def __call__(self, x, context, show):
@@ -250,9 +258,11 @@ class Stack(Part):
 
     unrolled: bool = False
     remat: str = "none"
+    attention_impl: str = "xla"
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kw["attention_impl"] = self.attention_impl
         plan = Plan(0, 1, 0) if self.unrolled else scan_plan(c)
         block = rematerialised(self.remat)
         self.alone = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from seq2seq_jax.models.cache import Cache
+from seq2seq_jax.models.kernels import Segments, segments
 from seq2seq_jax.models.layers import Embeddings, Head, Norm, Part
 from seq2seq_jax.models.positions import Bias, RelativeTable, rotations
 from seq2seq_jax.models.stack import Context, LayerOutput, Show, Stack
@@ -24,6 +25,7 @@ class Transformer(Part):
 
     unrolled: bool = False
     remat: str = "none"
+    attention_impl: str = "xla"
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -32,7 +34,8 @@ class Transformer(Part):
             self.relative_bias = Bias(c, **kw)
         if c.disentangled is not None:
             self.relative_table = RelativeTable(c, **kw)
-        self.layers = Stack(c, unrolled=self.unrolled, remat=self.remat, columns=self.columns, **kw)
+        form = {"unrolled": self.unrolled, "remat": self.remat, "attention_impl": self.attention_impl}
+        self.layers = Stack(c, columns=self.columns, **form, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
         if c.head:
@@ -79,25 +82,32 @@ class Transformer(Part):
         token_type_ids: jax.Array | None = None,
         pack_ids: jax.Array | None = None,
         encoder_states: jax.Array | None = None,
-        cross_mask: jax.Array | None = None,
+        cross_mask: jax.Array | Segments | None = None,
         show: Show = Show(),  # noqa: B008
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens."""
         c, index = self.config, jnp.arange(ids.shape[1])
         positions = self._positions(ids, mask, position_ids, pack_ids)
         x = self.embeddings(ids, positions, token_type_ids, train=show.train)
+        masks = self._masks(ids.shape, mask, pack_ids)
+        context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
+        x, shown = self.layers(x, context, show)
+        if c.final_norm:
+            x = self.final_norm(x)
+        return x, shown
+
+    def _masks(self, shape: tuple[int, int], mask: jax.Array | None, pack_ids: jax.Array | None) -> tuple:
+        """Who sees whom in self-attention, for each of the config's windows."""
+        c, index = self.config, jnp.arange(shape[1])
+        if self.attention_impl == "splash":
+            return (segments(shape, shape, mask, pack_ids, pack_ids),) * len(c.windows)
         self_mask = None if mask is None else mask.astype(bool)[:, None, None, :]
         if pack_ids is not None:
             self_mask = join(self_mask, (pack_ids[:, :, None] == pack_ids[:, None, :])[:, None])
         distance = (index[:, None] - index[None, :])[None, None]
         if c.causal:
             self_mask = join(self_mask, distance >= 0)
-        masks = tuple(self_mask if w is None else join(self_mask, jnp.abs(distance) <= w) for w in c.windows)
-        context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
-        x, shown = self.layers(x, context, show)
-        if c.final_norm:
-            x = self.final_norm(x)
-        return x, shown
+        return tuple(self_mask if w is None else join(self_mask, jnp.abs(distance) <= w) for w in c.windows)
 
     def logits(self, states: jax.Array) -> jax.Array:
         return self.head(states)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from seq2seq_jax.config import TrainConfig
+from seq2seq_jax.config import DROPOUT_BITS, TrainConfig
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
@@ -29,7 +29,7 @@ from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.journal import Journal, say
 from seq2seq_jax.training.optimizers import frozen_parameters, learning_rate, optimizer
-from seq2seq_jax.training.setup import load_examples, training_model, warm_start
+from seq2seq_jax.training.setup import check_backend, load_examples, training_model, warm_start
 from seq2seq_jax.training.step import TrainState, make_train_step
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
@@ -77,6 +77,8 @@ class Run:
     def __init__(self, config: TrainConfig, workdir: Path, store: Store, mesh: Mesh):
         self.config, self.workdir, self.store, self.mesh = config, workdir, store, mesh
 
+        check_backend(config.attention_impl)
+
         # Data.
         self.tokenizers = Tokenizers.load(config.encoder, config.decoder)
         self.train, self.validation = load_examples(config.data, self.tokenizers, seed=config.seed)
@@ -99,7 +101,8 @@ class Run:
         tx = optimizer(config.optimizer, self.num_steps, frozen)
         schedule = learning_rate(config.optimizer, self.num_steps)
         model, dropout = training_model(self.pretrained.model, config)
-        options = {"label_smoothing": config.label_smoothing, "accumulation": config.batch.accumulation}
+        options = {name: getattr(config, name) for name in ("label_smoothing", "z_loss", "loss_chunk")}
+        options |= {"accumulation": config.batch.accumulation, "dropout_bits": DROPOUT_BITS[config.dropout_bits]}
         step = make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options)
         self.step = jax.jit(step, donate_argnums=0)
         # The state takes the parameters over: each step consumes them.

@@ -6,9 +6,10 @@ import dataclasses
 import json
 
 import datasets
+import jax
 from jax.sharding import Mesh
 
-from seq2seq_jax.config import DataConfig, EncoderDecoderConfig, GenerationConfig, TrainConfig
+from seq2seq_jax.config import ATTENTION_IMPLS, DataConfig, EncoderDecoderConfig, GenerationConfig, TrainConfig
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
@@ -116,6 +117,15 @@ def _with_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> Pretrained:
     return pretrained.replace(model=pretrained.model.clone(config=dataclasses.replace(config, **found)))
 
 
+def check_backend(attention_impl: str) -> None:
+    """A ValueError where this process lacks the devices that a kernel of attention is for."""
+    needed, backend = ATTENTION_IMPLS[attention_impl], jax.default_backend()
+    if needed not in (None, backend):
+        raise ValueError(
+            f"attention_impl {attention_impl!r} needs a {needed}, and this process has a {backend}; give 'xla'"
+        )
+
+
 def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderDecoder, bool]:
     """The model as the training step applies it (dropout, recomputation), and whether any dropout acts."""
     pair = model.config
@@ -124,4 +134,4 @@ def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderD
         sides = {role: dataclasses.replace(getattr(pair, role), **rates) for role in ("encoder", "decoder")}
         pair = dataclasses.replace(pair, **sides)
     acts = any(getattr(side, name) for side in (pair.encoder, pair.decoder) for name in DROPOUTS)
-    return model.clone(config=pair, remat=config.remat), acts
+    return model.clone(config=pair, remat=config.remat, attention_impl=config.attention_impl), acts

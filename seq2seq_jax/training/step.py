@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from seq2seq_jax.losses import IGNORED, token_losses
+from seq2seq_jax.losses import IGNORED
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.rules import constrain
 
@@ -38,6 +38,8 @@ def loss_and_grads(
     axis_name: str | None = None,
     *,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    loss_chunk: int | None = None,
     accumulation: int = 1,
     frozen: Any = None,
 ) -> tuple[jax.Array, Any, jax.Array]:
@@ -47,6 +49,7 @@ def loss_and_grads(
       batch: arguments of `model.apply`, labels [batch, target] among them.
       rng: for dropout; None: none.
       axis_name: the pmap axis over which the batch is split; sums go over it, so that uneven parts weigh rightly.
+      label_smoothing, z_loss: see losses.py. loss_chunk: target tokens whose logits exist at a time; None: all.
       accumulation: parts of the batch that are worked on one after the other; each weighs by its target tokens.
       frozen: a tree of booleans like `params`; where true, the gradient is zero and not computed. None: nowhere.
     """
@@ -57,8 +60,9 @@ def loss_and_grads(
         if frozen is not None:
             params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
         rngs = None if rng is None else {"dropout": rng}
-        logits = model.apply({"params": params}, **part, train=rng is not None, rngs=rngs).logits
-        return jnp.sum(token_losses(logits, part["labels"], label_smoothing=label_smoothing)) / count
+        loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        options = {"train": rng is not None, "rngs": rngs, "chunk": loss_chunk, "loss": loss}
+        return jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
 
     value_and_grad = jax.value_and_grad(objective)
     if accumulation == 1:
@@ -91,13 +95,15 @@ def make_train_step(
     *,
     seed: int,
     dropout: bool = True,
+    dropout_bits: str = "threefry2x32",
     axis_name: str | None = None,
     **options: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function; its random numbers follow from the seed and the step alone, so a restart repeats them.
 
     Args:
-      options: label_smoothing, accumulation and frozen of `loss_and_grads`.
+      dropout_bits: jax's name of the generator of dropout's random bits.
+      options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`.
 
     Returns:
       A pure function (state, batch) -> (state, metrics: loss, tokens, grad_norm, learning_rate).
@@ -106,7 +112,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = None
         if dropout:
-            rng = jax.random.fold_in(jax.random.key(seed), state.step)
+            rng = jax.random.fold_in(jax.random.key(seed, impl=dropout_bits), state.step)
             rng = rng if axis_name is None else jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
         loss, grads, count = loss_and_grads(model, state.params, batch, rng, axis_name, **options)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -98,6 +98,24 @@ np.testing.assert_allclose(np.asarray(beams_8.sequences_scores), np.asarray(beam
 np.testing.assert_array_equal(np.asarray(greedy_8.sequences), np.asarray(greedy_1.sequences))
 held("greedy and beam search")
 
+# The loss in chunks: 8 of the 48 target tokens, 2 on each part of the batch.
+loss_options = {"label_smoothing": 0.1, "z_loss": 1e-2}
+step = lambda model, **more: jax.jit(lambda p, b: loss_and_grads(model, p, b, **loss_options, **more)[:2])
+loss_1, grads_1 = step(one.model)(one.params, batch)
+with jax.set_mesh(mesh):
+    chunked = step(many.model, loss_chunk=8).lower(many.params, sharded).compile()
+    loss_8, grads_8 = chunked(many.params, sharded)
+np.testing.assert_allclose(float(loss_8), float(loss_1), rtol=1e-6)
+for path, g in flatten_dict(grads_1, sep="/").items():
+    if not path.endswith("key/bias"):
+        ours = true_rows(path, flatten_dict(grads_8, sep="/")[path], g)
+        assert np.abs(ours - g).max() <= 1e-4 * np.abs(g).max(), path
+hlo = chunked.as_text()
+gathers = [line.split(" all-gather(")[0] for line in hlo.splitlines() if " all-gather(" in line]
+assert gathers and not [line for line in gathers if re.search(r"\b42\b", line)], "the vocabulary is gathered"
+assert "f32[1,2,21]" in hlo and "f32[2,6,21]" not in hlo, "a tile is not 2 tokens by half of the 42 rows"
+held("chunked loss")
+
 # Activations are split too: the encoder's MLP works on a quarter of the batch and half of its width.
 assert partition_spec(("batch", "length", "mlp"), mesh) == P(("data", "fsdp"), None, "tensor")
 assert re.search(r"f32\[2,10,12\]", text.as_text()), "no MLP activation of [8/4, 10, 24/2] in the compiled step"

@@ -13,6 +13,7 @@ CHECKS = (
     "forward and loss",
     "gradient, sharded as its parameter",
     "greedy and beam search",
+    "chunked loss",
     "activations are split as asked",
     "pmap",
     "training step, the optimizer's state sharded",
