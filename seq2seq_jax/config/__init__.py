@@ -15,6 +15,7 @@ from seq2seq_jax.config.models import (
     Rotary,
     TransformerConfig,
 )
+from seq2seq_jax.config.optimizer import GroupConfig, LoraConfig, OptimizerConfig
 from seq2seq_jax.config.training import (
     ATTENTION_IMPLS,
     DROPOUT_BITS,
@@ -24,7 +25,6 @@ from seq2seq_jax.config.training import (
     DataConfig,
     EvaluationConfig,
     MeshConfig,
-    OptimizerConfig,
     TrainConfig,
 )
 from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_settings
@@ -43,7 +43,9 @@ __all__ = [
     "EncoderDecoderConfig",
     "EvaluationConfig",
     "GenerationConfig",
+    "GroupConfig",
     "LayerSettings",
+    "LoraConfig",
     "MeshConfig",
     "OptimizerConfig",
     "RelativeBias",

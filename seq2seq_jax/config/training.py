@@ -3,17 +3,20 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
 from seq2seq_jax.config.validation import check, nearest, setting
+from seq2seq_jax.config.validation import check_choice as _check_choice
+from seq2seq_jax.config.validation import check_counts as _check_counts
 
-SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear")
 # Each with the backend that it needs.
 ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
 # Each with jax's name of it.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
+DTYPES = ("float32", "bfloat16", "float16")
 # Each metric with the scores that it gives.
 METRICS = {
     "bleu": ("bleu",),
@@ -21,20 +24,6 @@ METRICS = {
     "exact_match": ("exact_match",),
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
 }
-
-
-def _check_counts(config: Any, where: str, names: tuple[str, ...], low: int = 1) -> None:
-    for name in names:
-        value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        check(
-            value is None or (whole and value >= low),
-            f"{where}.{name} is {value!r}; give a whole number from {low} up",
-        )
-
-
-def _check_choice(value: str, known: Iterable[str], where: str) -> None:
-    check(value in known, f"{where} {value!r} is unknown: {nearest(value, known)}")
 
 
 @dataclass(frozen=True)
@@ -85,38 +74,6 @@ class BatchConfig:
         check(
             rows % self.accumulation == 0,
             f"batch.{name} is {rows} and batch.accumulation {self.accumulation}; give a batch that it divides",
-        )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (torch.optim.AdamW), after clipping, under a schedule with linear warm-up."""
-
-    learning_rate: float = setting(5e-5, help="its peak, reached at the end of the warm-up")
-    schedule: str = setting(
-        "linear", help="after the warm-up: linear, cosine (both down to final_fraction), inverse_sqrt or constant"
-    )
-    warmup_steps: int = setting(0, help="steps of linear growth from 0")
-    final_fraction: float = setting(0.0, help="what linear and cosine leave of the peak at the last step")
-    b1: float = setting(0.9, help="decay of the mean of gradients")
-    b2: float = setting(0.999, help="decay of the mean of squared gradients")
-    eps: float = setting(1e-8, help="added to the root of that mean")
-    weight_decay: float = setting(0.01, help="decoupled, on every trained parameter")
-    clip_norm: float | None = setting(1.0, help="the global norm of the gradient is cut to this; unset: it is not")
-    freeze: tuple[str, ...] = setting(
-        (),
-        help="regular expressions; parameters whose path begins with a match ('encoder/embeddings') stay as they are",
-    )
-
-    def __post_init__(self):
-        _check_choice(self.schedule, SCHEDULES, "optimizer.schedule")
-        _check_counts(self, "optimizer", ("warmup_steps",), low=0)
-        check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate!r}; give a number above 0")
-        check(0 <= self.final_fraction <= 1, f"optimizer.final_fraction is {self.final_fraction!r}; give 0 to 1")
-        check(
-            self.schedule != "inverse_sqrt" or self.warmup_steps > 0,
-            "optimizer.schedule is inverse_sqrt and warmup_steps 0; its rate is peak * sqrt(warmup_steps / step), so"
-            " give warmup_steps above 0",
         )
 
 
@@ -176,6 +133,7 @@ class TrainConfig:
     data: DataConfig = setting(help="examples")
     batch: BatchConfig = setting(BatchConfig(), help="batches")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), help="optimizer")
+    lora: LoraConfig = setting(LoraConfig(), help="low-rank adapters")
     mesh: MeshConfig = setting(MeshConfig(), help="devices")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), help="evaluation")
     checkpoints: CheckpointConfig = setting(CheckpointConfig(), help="checkpoints")
@@ -202,6 +160,14 @@ class TrainConfig:
         help="""generator of dropout's random bits, the same on any mesh: threefry (fastest on CPU), rbg or unsafe_rbg
         (the hardware's, fastest on TPU)""",
     )
+    dtype: str = setting(
+        "float32",
+        help="""what the step computes in, over float32 parameters: float32, bfloat16, or float16 with a loss scale;
+        evaluation is float32""",
+    )
+    ema_decay: float | None = setting(
+        None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
+    )
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
@@ -214,7 +180,8 @@ class TrainConfig:
         )
         _check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
         _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
-        for name in ("label_smoothing", "dropout"):
+        _check_choice(self.dtype, DTYPES, "dtype")
+        for name in ("label_smoothing", "dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
         check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")

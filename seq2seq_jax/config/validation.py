@@ -24,6 +24,22 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_counts(config: Any, where: str, names: Iterable[str], low: int = 1) -> None:
+    """A ValueError, unless each of the fields `names` is a whole number from `low` up, or None."""
+    for name in names:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        check(
+            value is None or (whole and value >= low),
+            f"{where}.{name} is {value!r}; give a whole number from {low} up",
+        )
+
+
+def check_choice(value: str, known: Iterable[str], where: str) -> None:
+    """A ValueError that suggests the nearest, unless `value` is one of the known."""
+    check(value in known, f"{where} {value!r} is unknown: {nearest(value, known)}")
+
+
 def setting(default: Any = dataclasses.MISSING, *, help: str, may_change: bool = False) -> Any:
     """A dataclass field of a run, with its meaning.
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import DataConfig, TrainConfig, from_mapping
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.parallel.multihost import barrier, is_first
-from seq2seq_jax.training.step import TrainState
+from seq2seq_jax.training.guard import Guard
+from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import Pretrained, from_pretrained
 
@@ -74,13 +76,32 @@ def _may_change(cls: type, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{field.name}"
 
 
-def save(store: Store, step: int, state: TrainState, fingerprint: str, scores: Mapping[str, float] | None) -> None:
-    """Writes the state and the position in the plan (the number of steps, and which data it counts in)."""
-    store.save(step, state.params, state.opt_state, {"step": step, "data": fingerprint}, scores)
+def save(
+    store: Store, step: int, state: TrainState, usable: Any, fingerprint: str, scores: Mapping[str, float] | None
+) -> None:
+    """Writes the state and the position in the plan (the number of steps, and which data it counts in).
+
+    Args:
+      usable: the parameters that are evaluated and exported. Where they are not state.params themselves (averages,
+        adapters), both are written.
+    """
+    position = {"step": step, "data": fingerprint}
+    store.save(step, usable, _rest(state, whole=usable is not state.params), position, scores)
 
 
-def restore(store: Store, step: int, state: TrainState, fingerprint: str) -> TrainState:
+def _rest(state: TrainState, *, whole: bool) -> dict[str, Any]:
+    """What a checkpoint has beside the usable parameters; `whole`: the trained ones among it."""
+    rest = {"opt_state": state.opt_state, "guard": vars(state.guard)}
+    if state.ema is not None:
+        rest["ema"] = state.ema
+    return {**rest, "params": state.params} if whole else rest
+
+
+def restore(store: Store, step: int, state: TrainState, fingerprint: str, *, whole: bool = False) -> TrainState:
     """The state of a step, placed as `state` is.
+
+    Args:
+      whole: the usable parameters are others than the trained ones, so that both were written.
 
     Raises:
       ValueError: if the training data is not what it was.
@@ -91,8 +112,10 @@ def restore(store: Store, step: int, state: TrainState, fingerprint: str) -> Tra
             f"{store.directory} was trained on other data: its examples had the fingerprint {position['data']}, and"
             f" now it is {fingerprint}; bring the data back to go on, or give another workdir"
         )
-    params, opt_state = store.restore(step, state.params, state.opt_state)
-    return TrainState(state.step + position["step"], params, opt_state)
+    params, rest = store.restore(step, None if whole else state.params, _rest(state, whole=whole))
+    number = jnp.full_like(state.step, position["step"])
+    params = rest["params"] if whole else params
+    return TrainState(number, params, rest["opt_state"], Guard(**rest["guard"]), rest.get("ema"))
 
 
 class Trained(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from seq2seq_jax.config import DROPOUT_BITS, TrainConfig
+from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
@@ -28,9 +28,7 @@ from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.journal import Journal, say
-from seq2seq_jax.training.optimizers import frozen_parameters, learning_rate, optimizer
-from seq2seq_jax.training.setup import check_backend, load_examples, training_model, warm_start
-from seq2seq_jax.training.step import TrainState, make_train_step
+from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
 
@@ -56,7 +54,8 @@ def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = Non
 
     Raises:
       Stopped: after an interrupt (SIGINT, SIGTERM) or at `stop_at`, when a checkpoint is written.
-      FloatingPointError: if the loss is not finite; names the step.
+      FloatingPointError: if more than optimizer.max_skipped steps in a row had a loss or gradient that is not finite or
+        too large; names the step.
       ValueError, FileNotFoundError: for what is wrong with config, data or workdir.
     """
     workdir = Path(workdir)
@@ -93,27 +92,20 @@ class Run:
         say(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
-        frozen = frozen_parameters(self.pretrained.params, config.optimizer.freeze)
-        say(_size_text(self.pretrained.params, frozen))
         save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
-        tx = optimizer(config.optimizer, self.num_steps, frozen)
-        schedule = learning_rate(config.optimizer, self.num_steps)
-        model, dropout = training_model(self.pretrained.model, config)
-        options = {name: getattr(config, name) for name in ("label_smoothing", "z_loss", "loss_chunk")}
-        options |= {"accumulation": config.batch.accumulation, "dropout_bits": DROPOUT_BITS[config.dropout_bits]}
-        step = make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options)
-        self.step = jax.jit(step, donate_argnums=0)
-        # The state takes the parameters over: each step consumes them.
-        self.state = TrainState.create(self.pretrained.params, tx)
+        training = make_training(config, self.pretrained, self.num_steps)
+        say(_size_text(training.state.params, training.frozen))
+        self.step = jax.jit(training.step, donate_argnums=0)
+        self.state, self.usable, self.apart = training.state, training.usable, training.apart
         self.pretrained = self.pretrained.replace(params=None)
 
     def complete(self, stop_at: int | None = None) -> Path:
         """Trains, evaluates, exports."""
         start = self.store.latest() or 0
         if start:
-            self.state = checkpoints.restore(self.store, start, self.state, self.train.fingerprint)
+            self._restore(start)
             say(f"going on from step {start} of {self.num_steps}")
         self.journal = Journal(self.workdir, start)
         try:
@@ -127,6 +119,10 @@ class Run:
             return self._finish(last)
         finally:
             self.journal.close()
+
+    def _restore(self, step: int) -> None:
+        fingerprint = self.train.fingerprint
+        self.state = checkpoints.restore(self.store, step, self.state, fingerprint, whole=self.apart)
 
     def evaluate(self, params: Any, *, whole: bool = False) -> Evaluation:
         """Scores on the validation examples; decodes all of them, or as many as the config says."""
@@ -147,7 +143,7 @@ class Run:
         return number == self.num_steps or _every(number, self.config.evaluation.every)
 
     def _measure(self, number: int) -> Evaluation:
-        evaluation = self.evaluate(self.state.params)
+        evaluation = self.evaluate(self.usable(self.state))
         self.journal.evaluation(number, evaluation)
         return evaluation
 
@@ -164,7 +160,8 @@ class Run:
         )
         bar = tqdm(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
         with bar, _interrupts() as interrupted:
-            meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store)
+            allowed = config.optimizer.max_skipped
+            meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store, max_skipped=allowed)
             for number, batch in enumerate(planned, start + 1):
                 self.state, metrics = self.step(self.state, shard_batch(batch.arrays, self.mesh, rows=batch.rows))
                 meter.step(number, metrics, batch.tokens)
@@ -176,7 +173,8 @@ class Run:
                     # After a signal the time may be short: the next run makes up for it.
                     evaluation = self._measure(number) if measure and not signalled else None
                     scores = evaluation and evaluation.scores
-                    checkpoints.save(self.store, number, self.state, self.train.fingerprint, scores)
+                    usable = self.usable(self.state)
+                    checkpoints.save(self.store, number, self.state, usable, self.train.fingerprint, scores)
                     meter.pause_over()
                 if stop:
                     raise Stopped(number, stop)
@@ -187,12 +185,12 @@ class Run:
         best = self.store.best() or self.num_steps
         if best != self.num_steps:
             say(f"the best {self.config.evaluation.best} was that of step {best}, which is exported")
-            self.state = checkpoints.restore(self.store, best, self.state, self.train.fingerprint)
+            self._restore(best)
         limit = self.config.evaluation.decode_limit
         if best != self.num_steps or last is None or (limit is not None and limit < len(self.validation)):
-            last = self.evaluate(self.state.params, whole=True)
+            last = self.evaluate(self.usable(self.state), whole=True)
         export = self.workdir / checkpoints.EXPORT
-        save_pretrained(export, self.pretrained.replace(params=self.state.params), **_saved(self.tokenizers))
+        save_pretrained(export, self.pretrained.replace(params=self.usable(self.state)), **_saved(self.tokenizers))
         if is_first():
             (self.workdir / SCORES).write_text(json.dumps({"step": best, **last.scores}, indent=2) + "\n")
         say(f"\nscores of step {best} on {len(last.samples)} validation examples (all in {self.workdir / SCORES}):")
@@ -210,8 +208,9 @@ class Run:
 class Meter:
     """Watches the steps: reads their metrics one step late, so that the device never waits for the host."""
 
-    def __init__(self, journal: Journal, bar: tqdm, every: int, last: int, store: Store):
+    def __init__(self, journal: Journal, bar: tqdm, every: int, last: int, store: Store, *, max_skipped: int):
         self._journal, self._bar, self._every, self._last, self._store = journal, bar, every, last, store
+        self._max_skipped = max_skipped
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._compiled = False
         self.pause_over()
@@ -229,13 +228,8 @@ class Meter:
             return
         (number, metrics), self._pending = self._pending, None
         loss = float(metrics["loss"])
-        if not np.isfinite(loss):
-            kept = self._store.latest()
-            saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
-            raise FloatingPointError(
-                f"the loss of step {number} is {loss}; lower optimizer.learning_rate, raise its warmup_steps, or look"
-                f" for empty targets in the data ({saved})"
-            )
+        if int(metrics["skipped_in_a_row"]) > self._max_skipped:
+            self._stop(number, loss, float(metrics["grad_norm"]))
         if not self._compiled:  # the first step's time is the compiler's
             self._compiled = True
             self.pause_over()
@@ -248,6 +242,19 @@ class Meter:
             self._bar.set_postfix(
                 loss=f"{loss:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{values['tokens_per_second']:.0f}"
             )
+
+    def _stop(self, number: int, loss: float, norm: float) -> None:
+        kept = self._store.latest()
+        saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
+        what, value, more = ("loss", loss, "") if not np.isfinite(loss) else ("gradient's norm", norm, "")
+        if np.isfinite(value):
+            more = ", above optimizer.skip_above times the mean of the last ones"
+        if self._max_skipped:
+            more += f", and the {self._max_skipped} steps before it were skipped too (optimizer.max_skipped)"
+        raise FloatingPointError(
+            f"the {what} of step {number} is {value:.4g}{more}; lower optimizer.learning_rate, raise its warmup_steps,"
+            f" or look for empty targets in the data ({saved})"
+        )
 
     def pause_over(self) -> None:
         """Evaluations and checkpoints do not count as time of the steps."""

@@ -1,66 +1,115 @@
-"""Schedules, optimizers, and which parameters they leave alone."""
+"""Optimizers: for each array its own of optax's algorithms, for each layer its own rate, decay and beginning."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seq2seq_jax.config import OptimizerConfig, nearest
+from seq2seq_jax.config import OptimizerConfig
+from seq2seq_jax.training.groups import ArrayRule, Groups, map_paths
 
 
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear growth over the warm-up, then what config.schedule says, as a function of the steps done before.
+class OptimizerState(NamedTuple):
+    """count: int32 scalar, updates done. arrays: a tree like the parameters, with optax's state of each array."""
 
-    Step t (from 0) of the warm-up has the rate of t + 1 steps, so that the first step moves. inverse_sqrt is
-    peak * sqrt(warmup_steps / (t + 1)) (Vaswani et al. 2017).
+    count: jax.Array
+    arrays: dict[str, Any]
+
+
+def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransformation:
+    """Clipping by the global norm, then for each array optax's algorithm and decoupled decay: with adamw,
+    torch.optim.AdamW with parameter groups.
+
+    The update of one layer is -rate * factor * (direction + decay * parameter), where rate and decay are its group's.
+    Layers of a stacked array are worked on one by one (vmap), each with a state of its own: the result is that of
+    separate arrays, whatever the algorithm. Frozen arrays have no state and a zero update; the state of what is not
+    trained yet stays as it began, its count of steps among it.
+
+    `update` takes gradients that `Groups.masked` made.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
-    rest = max(1, num_steps - warmup)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction),
-        "inverse_sqrt": lambda t: peak * jnp.sqrt(warmup / (warmup + t + 1)),
-        "linear": optax.linear_schedule(peak, peak * config.final_fraction, rest),
-    }[config.schedule]
-    if warmup == 0:
-        return after
-    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), after], [warmup])
 
+    def init(params: Mapping[str, Any]) -> OptimizerState:
+        def begin(path: str, x: jax.Array) -> Any:
+            if groups.is_frozen(path):
+                return optax.EmptyState()
+            rule = groups.rules[path]
+            start = algorithm(config, rule, x.shape[int(rule.stacked) :]).init
+            return jax.vmap(start)(x) if rule.stacked else start(x)
 
-def optimizer(config: OptimizerConfig, num_steps: int, frozen: Any = None) -> optax.GradientTransformation:
-    """Clipping, then AdamW (torch.optim.AdamW: decoupled decay on every parameter).
+        return OptimizerState(jnp.zeros((), jnp.int32), map_paths(begin, params))
 
-    Args:
-      frozen: a tree of booleans like the parameters; those have no update and no optimizer state. None: none is.
-    """
-    adamw = optax.adamw(
-        learning_rate(config, num_steps), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
-    )
+    def update(grads: Mapping[str, Any], state: OptimizerState, params: Mapping[str, Any]) -> tuple[Any, Any]:
+        rates, decays = groups.rates(state.count), [group.weight_decay for group in groups.groups]
+
+        def step(path: str, grad: jax.Array, before: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+            if groups.is_frozen(path):
+                return jnp.zeros_like(x), before
+            rule = groups.rules[path]
+            tx = algorithm(config, rule, x.shape[int(rule.stacked) :])
+            trained = groups.trained(path, state.count)
+            direction, after = (jax.vmap(tx.update) if rule.stacked else tx.update)(grad, before, x)
+            rate = rule.each(rates) * jnp.asarray(rule.factors if rule.stacked else rule.factors[0], jnp.float32)
+            decay = rule.spread(x, rule.each(decays))
+            change = (-rule.spread(x, rate) * (direction + decay * x)).astype(x.dtype)
+            if trained is not None:
+                choose = lambda new, old: jnp.where(rule.spread(new, trained), new, old)
+                change, after = choose(change, 0.0), jax.tree.map(choose, after, before)
+            return change, after
+
+        both = map_paths(step, grads, state.arrays, params)
+        updates, arrays = (map_paths(lambda _, pair, i=i: pair[i], both) for i in (0, 1))
+        return updates, OptimizerState(optax.safe_increment(state.count), arrays)
+
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    trained = optax.chain(*clip, adamw)
-    if frozen is None:
-        return trained
-    return optax.partition({True: optax.set_to_zero(), False: trained}, frozen)
+    return optax.chain(*clip, optax.GradientTransformation(init, update))
 
 
-def frozen_parameters(params: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any] | None:
-    """A tree of booleans like `params`, true where a parameter's path begins with a match; None without patterns.
+def algorithm(config: OptimizerConfig, rule: ArrayRule, shape: tuple[int, ...]) -> optax.GradientTransformation:
+    """The direction of one layer's array of `shape`, its rate and decay left out.
 
-    Raises:
-      ValueError: if a pattern matches nothing, or all is frozen.
+    adamw, lion: entry by entry.
+    adafactor (Shazeer & Stern 2018, optax.adafactor's settings, without momentum): kernels as matrices of all inputs by
+    all outputs, the heads of an attention together; the rate is relative to the array's root mean square.
+    muon (Jordan 2024): each head's [hidden, head_dim] of query, key and value and [head_dim, hidden] of the output is a
+    matrix of its own, and so is each other kernel; scaled by 0.2 * sqrt(larger side), so that a matrix moves as far as
+    by adamw, and the learning rate and decay of one serve the other (Liu et al. 2025).
     """
-    if not patterns:
-        return None
-    flat = flatten_dict(params, sep="/")
-    for pattern in patterns:
-        if not any(re.match(pattern, path) for path in flat):
-            raise ValueError(f"optimizer.freeze {pattern!r} matches no parameter's path: {nearest(pattern, flat)}")
-    frozen = {path: any(re.match(pattern, path) for pattern in patterns) for path in flat}
-    if all(frozen.values()):
-        raise ValueError(f"optimizer.freeze {tuple(patterns)!r} leaves nothing to train; freeze less")
-    return unflatten_dict(frozen, sep="/")
+    if rule.algorithm == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if rule.algorithm == "lion":
+        return optax.scale_by_lion(config.b1, config.b2)
+    if rule.algorithm == "adafactor":
+        parts = (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+        return _as_matrix(optax.chain(*parts), rule, shape)
+    reduction, output = matrix_axes(rule.inputs, len(shape))
+    larger = max(shape[reduction], shape[output])
+    return optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=config.muon_momentum,
+            weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(reduction, output),
+        ),
+        optax.scale(0.2 * math.sqrt(larger)),
+    )
+
+
+def matrix_axes(inputs: int, ndim: int) -> tuple[int, int]:
+    """Which axes of a kernel are muon's matrix, rows and columns; the other one, if any, counts its heads."""
+    return (0, ndim - 1) if inputs == 1 else (inputs - 1, ndim - 1)
+
+
+def _as_matrix(tx: optax.GradientTransformation, rule: ArrayRule, shape: tuple[int, ...]) -> Any:
+    """`tx` of a kernel [*inputs, *outputs] as [inputs, outputs]; of other arrays as they are."""
+    if rule.inputs is None:
+        return tx
+    flat = lambda x: x.reshape(math.prod(shape[: rule.inputs]), -1)
+
+    def update(grad: jax.Array, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        direction, state = tx.update(flat(grad), state, flat(x))
+        return direction.reshape(shape), state
+
+    return optax.GradientTransformation(lambda x: tx.init(flat(x)), update)

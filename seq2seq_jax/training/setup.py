@@ -1,19 +1,36 @@
-"""What a run begins with: its examples and its pair."""
+"""What a run begins with: its examples, its pair, its step and that one's first state."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import datasets
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from seq2seq_jax.config import ATTENTION_IMPLS, DataConfig, EncoderDecoderConfig, GenerationConfig, TrainConfig
+from seq2seq_jax.config import (
+    ATTENTION_IMPLS,
+    DROPOUT_BITS,
+    DataConfig,
+    EncoderDecoderConfig,
+    GenerationConfig,
+    TrainConfig,
+)
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.training import lora
+from seq2seq_jax.training.groups import assign_groups
+from seq2seq_jax.training.optimizers import optimizer
+from seq2seq_jax.training.schedules import learning_rate
+from seq2seq_jax.training.state import TrainState, averages
+from seq2seq_jax.training.step import make_train_step
 from seq2seq_jax.weights.pretrained import (
     Pretrained,
     from_encoder_decoder_configs,
@@ -127,11 +144,68 @@ def check_backend(attention_impl: str) -> None:
 
 
 def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderDecoder, bool]:
-    """The model as the training step applies it (dropout, recomputation), and whether any dropout acts."""
+    """The model as the training step applies it (dropout, recomputation, dtype), and whether any dropout acts."""
     pair = model.config
     if config.dropout is not None:
         rates = dict.fromkeys(DROPOUTS, config.dropout)
         sides = {role: dataclasses.replace(getattr(pair, role), **rates) for role in ("encoder", "decoder")}
         pair = dataclasses.replace(pair, **sides)
     acts = any(getattr(side, name) for side in (pair.encoder, pair.decoder) for name in DROPOUTS)
-    return model.clone(config=pair, remat=config.remat, attention_impl=config.attention_impl), acts
+    form = {"remat": config.remat, "attention_impl": config.attention_impl, "dtype": jnp.dtype(config.dtype)}
+    return model.clone(config=pair, **form), acts
+
+
+class Training(NamedTuple):
+    """A step with its first state.
+
+    Attributes:
+      step: (state, batch) -> (state, metrics), pure. state: it has taken the parameters over: each step consumes it.
+      usable: state -> the parameters to evaluate and to export, with averages and adapters worked in.
+      apart: whether those are others than state.params.
+      frozen: a tree of booleans like state.params; None: all are trained.
+    """
+
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    state: TrainState
+    usable: Callable[[TrainState], Any]
+    apart: bool
+    frozen: Any
+
+
+def make_training(config: TrainConfig, pretrained: Pretrained, num_steps: int) -> Training:
+    """The step that the config asks for, of a pair.
+
+    Raises:
+      ValueError: for groups, frozen parameters or adapters that do not fit the pair; names them.
+    """
+    params, pair, adapted, merge = pretrained.params, pretrained.config, config.lora.rank > 0, None
+    if adapted:
+        params = lora.add_adapters(params, config.lora, pair, seed=config.seed)
+        merge = functools.partial(lora.merged, config=config.lora)
+    groups = assign_groups(config.optimizer, pair, params, num_steps)
+    tx, averaged, half = optimizer(config.optimizer, groups), None, config.dtype == "float16"
+    if config.ema_decay is not None:
+        averaged = groups.trained_tree
+    model, dropout = training_model(pretrained.model, config)
+    step = make_train_step(
+        model,
+        tx,
+        learning_rate(config.optimizer, num_steps),
+        seed=config.seed,
+        dropout=dropout,
+        groups=groups,
+        merge=merge,
+        ema_decay=config.ema_decay,
+        skip_above=config.optimizer.skip_above,
+        scale_loss=half,
+        dropout_bits=DROPOUT_BITS[config.dropout_bits],
+        label_smoothing=config.label_smoothing,
+        z_loss=config.z_loss,
+        loss_chunk=config.loss_chunk,
+        accumulation=config.batch.accumulation,
+        frozen=lora.merged_frozen(params) if adapted else groups.frozen,
+    )
+    state = TrainState.create(params, tx, averaged=averaged, loss_scale=half)
+    together = jax.jit(merge) if adapted else lambda tree: tree
+    usable = lambda state: together(averages(state))
+    return Training(step, state, usable, adapted or averaged is not None, groups.frozen)

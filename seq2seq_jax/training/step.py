@@ -8,26 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from seq2seq_jax.losses import IGNORED
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.rules import constrain
+from seq2seq_jax.training.groups import Groups
+from seq2seq_jax.training.guard import judge
+from seq2seq_jax.training.state import TrainState, update_average
 
 Batch = Mapping[str, jax.Array]
-
-
-@struct.dataclass
-class TrainState:
-    """step: int32 scalar, steps done. params: once-stored. opt_state: optax's."""
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-
-    @classmethod
-    def create(cls, params: Any, tx: optax.GradientTransformation) -> TrainState:
-        return cls(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
 def loss_and_grads(
@@ -42,6 +31,7 @@ def loss_and_grads(
     loss_chunk: int | None = None,
     accumulation: int = 1,
     frozen: Any = None,
+    loss_scale: jax.Array | None = None,
 ) -> tuple[jax.Array, Any, jax.Array]:
     """The mean loss over all target tokens, its gradient, and their number.
 
@@ -52,6 +42,8 @@ def loss_and_grads(
       label_smoothing, z_loss: see losses.py. loss_chunk: target tokens whose logits exist at a time; None: all.
       accumulation: parts of the batch that are worked on one after the other; each weighs by its target tokens.
       frozen: a tree of booleans like `params`; where true, the gradient is zero and not computed. None: nowhere.
+      loss_scale: what the loss is multiplied by on the way back, so that float16 holds its gradients; the results are
+        without it.
     """
     total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
     count = total(jnp.sum(batch["labels"] != IGNORED))
@@ -62,7 +54,8 @@ def loss_and_grads(
         rngs = None if rng is None else {"dropout": rng}
         loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
         options = {"train": rng is not None, "rngs": rngs, "chunk": loss_chunk, "loss": loss}
-        return jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
+        mean = jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
+        return mean if loss_scale is None else mean * loss_scale
 
     value_and_grad = jax.value_and_grad(objective)
     if accumulation == 1:
@@ -77,6 +70,8 @@ def loss_and_grads(
         zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         parts = jax.tree.map(lambda x: _split(x, accumulation), dict(batch))
         (loss, grads), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulation), parts))
+    if loss_scale is not None:
+        loss, grads = jax.tree.map(lambda x: x / loss_scale, (loss, grads))
     return total(loss), jax.tree.map(total, grads), count
 
 
@@ -97,16 +92,31 @@ def make_train_step(
     dropout: bool = True,
     dropout_bits: str = "threefry2x32",
     axis_name: str | None = None,
+    groups: Groups | None = None,
+    merge: Callable[[Any], Any] | None = None,
+    ema_decay: float | None = None,
+    skip_above: float | None = None,
+    scale_loss: bool = False,
     **options: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function; its random numbers follow from the seed and the step alone, so a restart repeats them.
 
+    A step that `judge` does not find good is counted and changes nothing else: parameters, moments and averages stay,
+    and schedules do not go on.
+
     Args:
+      schedule: of the metric learning_rate; tx has its own.
       dropout_bits: jax's name of the generator of dropout's random bits.
-      options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`.
+      groups: those of tx; their metrics are given too, and what is not trained takes no part in the gradient's norm.
+      merge: the model's parameters from the trained ones (`lora.merged`); None: they are the same.
+      ema_decay: of state.ema, if the state has it.
+      skip_above: see `judge`. scale_loss: the loss is scaled by state.guard.loss_scale (float16).
+      options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`; frozen is like the
+        merged parameters.
 
     Returns:
-      A pure function (state, batch) -> (state, metrics: loss, tokens, grad_norm, learning_rate).
+      A pure function (state, batch) -> (state, metrics: loss, tokens, grad_norm, update_norm, learning_rate, skipped
+      and skipped_in_a_row, loss_scale if there is one, and those of the groups).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -114,15 +124,34 @@ def make_train_step(
         if dropout:
             rng = jax.random.fold_in(jax.random.key(seed, impl=dropout_bits), state.step)
             rng = rng if axis_name is None else jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-        loss, grads, count = loss_and_grads(model, state.params, batch, rng, axis_name, **options)
+        params, pull = (state.params, None) if merge is None else jax.vjp(merge, state.params)
+        scale = {"loss_scale": state.guard.loss_scale} if scale_loss else {}
+        loss, grads, tokens = loss_and_grads(model, params, batch, rng, axis_name, **options, **scale)
+        grads = grads if pull is None else pull(grads)[0]
+        count = state.step - state.guard.skipped
+        grads = grads if groups is None else groups.masked(grads, count)
+        norm = optax.tree.norm(grads)
+        good, guard = judge(state.guard, loss, norm, skip_above=skip_above, loss_scale=scale_loss)
+
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        ema = update_average(state.ema, params, ema_decay)
+        changed = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
         metrics = {
             "loss": loss,
-            "tokens": count,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
+            "tokens": tokens,
+            "grad_norm": norm,
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": schedule(count),
+            "skipped": guard.skipped,
+            "skipped_in_a_row": guard.in_a_row,
+            **scale,
+            **({} if groups is None else groups.metrics(grads, updates, count)),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, *changed[:2], guard, changed[2]), metrics
 
     return train_step

@@ -148,7 +148,7 @@ class Store:
         return self._manager.restore(step, args=args)["position"]
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
-        """Parameters and optimizer state of a step, in the shapes, dtypes and places of those given.
+        """Parameters and optimizer state of a step, in the shapes, dtypes and places of those given (None: not read).
 
         Vocabularies may be padded otherwise than when they were written.
 
@@ -157,11 +157,13 @@ class Store:
         """
         items = {}
         for name, like in ((PARAMS, params), ("optimizer", optimizer)):
+            if like is None:
+                continue
             arguments = jax.tree_util.tree_map_with_path(_restore_argument, like)
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
             items[name] = ocp.args.PyTreeRestore(item=shapes, restore_args=arguments)
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return restored[PARAMS], restored["optimizer"]
+        return restored.get(PARAMS), restored["optimizer"]
 
     def close(self) -> None:
         """Waits until all is written."""
@@ -170,6 +172,6 @@ class Store:
 
 def _restore_argument(path: tuple, like: jax.Array) -> ocp.ArrayRestoreArgs:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    # Not strict where the vocabulary may be padded for another mesh.
-    strict = not name.endswith(VOCAB_LEAVES)
+    # Not strict where the vocabulary may be padded for another mesh; a parameter's path is a part of its state's.
+    strict = not any(f"/{leaf}/" in f"/{name}/" for leaf in VOCAB_LEAVES)
     return ocp.ArrayRestoreArgs(dtype=like.dtype, sharding=like.sharding, global_shape=like.shape, strict=strict)

@@ -1,0 +1,166 @@
+"""How parameters are trained: the optimizer, its groups of parameters, low-rank adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seq2seq_jax.config.validation import check, check_choice, check_counts, from_mapping, setting
+
+SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear", "noam")
+OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """One rule of `optimizer.groups`; what it leaves unset is as the optimizer's own fields say."""
+
+    match: str = setting(help="regular expression (re.match) of parameters' names: r'encoder\\.layers\\.[0-3]\\.'")
+    name: str | None = setting(None, help="what its metrics are called; unset: its expression")
+    learning_rate: float | None = setting(None, help="instead of the optimizer's")
+    learning_rate_scale: float | None = setting(None, help="factor on the optimizer's")
+    weight_decay: float | None = setting(None, help="instead of the optimizer's")
+    schedule: str | None = setting(None, help="instead of the optimizer's")
+    warmup_steps: int | None = setting(None, help="instead of the optimizer's")
+    optimizer: str | None = setting(None, help="the algorithm, instead of the optimizer's name")
+    freeze: bool = setting(False, help="these parameters stay as they are")
+    unfreeze_step: int = setting(0, help="steps for which they stay as they are, before they are trained")
+
+    def __post_init__(self):
+        where = f"optimizer.groups[{self.match!r}]"
+        check_expression(self.match, where)
+        check_counts(self, where, ("warmup_steps", "unfreeze_step"), low=0)
+        for value, known, name in (
+            (self.schedule, SCHEDULES, "schedule"),
+            (self.optimizer, OPTIMIZERS, "optimizer"),
+        ):
+            if value is not None:
+                check_choice(value, known, f"{where}.{name}")
+        for name in ("learning_rate", "learning_rate_scale"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"{where}.{name} is {value!r}; give a number above 0, or freeze=True")
+        check(
+            self.learning_rate is None or self.learning_rate_scale is None,
+            f"{where} has both learning_rate and learning_rate_scale; give one of them",
+        )
+        check(
+            not (self.freeze and self.unfreeze_step),
+            f"{where} has both freeze and unfreeze_step; give one of them",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An algorithm after clipping, under a schedule; alike for all parameters, or by groups of them."""
+
+    name: str = setting(
+        "adamw",
+        help="""the algorithm: adamw (torch.optim.AdamW), adafactor, lion, or muon (kernels of layers; adamw for the
+        rest)""",
+    )
+    learning_rate: float = setting(5e-5, help="its peak, reached at the end of the warm-up; noam: its factor")
+    schedule: str = setting(
+        "linear",
+        help="""after the warm-up: linear, cosine (both down to final_fraction), inverse_sqrt or constant; or noam,
+        which is learning_rate * min(step^-0.5, step * warmup_steps^-1.5)""",
+    )
+    warmup_steps: int = setting(0, help="steps of linear growth from 0")
+    final_fraction: float = setting(0.0, help="what linear and cosine leave of the peak at the last step")
+    b1: float = setting(0.9, help="adamw, lion: decay of the mean of gradients")
+    b2: float = setting(0.999, help="adamw: decay of the mean of squared gradients; lion: of the mean (usual: 0.99)")
+    eps: float = setting(1e-8, help="adamw: added to the root of that mean")
+    muon_momentum: float = setting(0.95, help="muon: decay of the mean of gradients")
+    weight_decay: float = setting(0.01, help="decoupled, on every trained parameter")
+    clip_norm: float | None = setting(1.0, help="the global norm of the gradient is cut to this; unset: it is not")
+    freeze: tuple[str, ...] = setting(
+        (),
+        help="""regular expressions; parameters whose name begins with a match ('encoder.embeddings') stay as they
+        are""",
+    )
+    groups: tuple[GroupConfig | Mapping[str, Any], ...] = setting(
+        (),
+        help="""rules for parameters by their names (encoder.layers.3.self_attention.query.kernel), of which the first
+        that matches holds: mappings of match (a regular expression, from the name's start), name, learning_rate or
+        learning_rate_scale, weight_decay, schedule, warmup_steps, optimizer, freeze, unfreeze_step""",
+    )
+    layer_decay: float | None = setting(
+        None,
+        help="""factor on the learning rate for each layer further from the top of its side, embeddings lowest
+        (BEiT: 0.65 to 0.9); unset: 1""",
+    )
+    skip_above: float | None = setting(
+        None,
+        help="a step whose gradient norm is above so many times the mean of the last ones is skipped; unset: none is",
+    )
+    max_skipped: int = setting(
+        0,
+        help="so many steps in a row may be skipped, for a norm or for what is not finite, before the run stops",
+        may_change=True,
+    )
+
+    def __post_init__(self):
+        groups = tuple(
+            from_mapping(GroupConfig, rule, f"optimizer.groups[{i}]") if isinstance(rule, Mapping) else rule
+            for i, rule in enumerate(self.groups)
+        )
+        object.__setattr__(self, "groups", groups)
+        check_choice(self.name, OPTIMIZERS, "optimizer.name")
+        check_choice(self.schedule, SCHEDULES, "optimizer.schedule")
+        check_counts(self, "optimizer", ("warmup_steps", "max_skipped"), low=0)
+        check(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate!r}; give a number above 0")
+        check(0 <= self.final_fraction <= 1, f"optimizer.final_fraction is {self.final_fraction!r}; give 0 to 1")
+        for name in ("b1", "b2", "muon_momentum"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optimizer.{name} is {value!r}; give a number from 0 to below 1")
+        for pattern in self.freeze:
+            check_expression(pattern, "optimizer.freeze")
+        decay, above = self.layer_decay, self.skip_above
+        check(decay is None or 0 < decay <= 1, f"optimizer.layer_decay is {decay!r}; give a number above 0, up to 1")
+        check(above is None or above > 1, f"optimizer.skip_above is {above!r}; give a number above 1")
+        check(
+            above is None or self.max_skipped > 0,
+            "optimizer.skip_above is given and max_skipped is 0, so that the first skipped step would stop the run;"
+            " give max_skipped above 0",
+        )
+        for rule in (self, *groups):
+            self._check_warmup(rule)
+
+    def _check_warmup(self, rule: OptimizerConfig | GroupConfig) -> None:
+        schedule = self.schedule if rule.schedule is None else rule.schedule
+        warmup = self.warmup_steps if rule.warmup_steps is None else rule.warmup_steps
+        where = "optimizer" if rule is self else f"optimizer.groups[{rule.match!r}]"
+        check(
+            schedule not in ("inverse_sqrt", "noam") or warmup > 0,
+            f"{where}: the schedule is {schedule} and warmup_steps 0; its rate is a function of warmup_steps, so give"
+            " warmup_steps above 0",
+        )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2022): kernels become kernel + alpha / rank * a b, and only a and b are trained."""
+
+    rank: int = setting(0, help="columns of a and rows of b; 0: no adapters")
+    alpha: float = setting(16.0, help="alpha / rank is the factor on their product")
+    targets: tuple[str, ...] = setting(
+        (r"attention\.query", r"attention\.value"),
+        help="""regular expressions (re.search) of kernels' names without layer numbers
+        (decoder.layers.cross_attention.query.kernel)""",
+    )
+
+    def __post_init__(self):
+        check_counts(self, "lora", ("rank",), low=0)
+        check(self.alpha > 0, f"lora.alpha is {self.alpha!r}; give a number above 0")
+        check(self.rank == 0 or len(self.targets) > 0, "lora.targets is empty; name kernels ('attention.query')")
+        for pattern in self.targets:
+            check_expression(pattern, "lora.targets")
+
+
+def check_expression(pattern: str, where: str) -> None:
+    """A ValueError, unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{where}: {pattern!r} is no regular expression ({error}); escape its signs with \\") from None

@@ -1,0 +1,86 @@
+"""Low-rank adapters (Hu et al. 2022) as plain parameters beside the others, under the top-level key "lora".
+
+The tree stays a tree: `add_adapters` puts them in, and `merged` gives the pair's own parameters with adapters added
+in, which is what the model, evaluation and export read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+
+from seq2seq_jax.config import EncoderDecoderConfig, LoraConfig, nearest
+from seq2seq_jax.training.names import ADAPTERS, kernel_inputs, parameter_names, rows, without_layer
+
+
+def add_adapters(
+    params: Mapping[str, Any], config: LoraConfig, pair: EncoderDecoderConfig, *, seed: int
+) -> dict[str, Any]:
+    """`params` with adapters of config.targets: lora/<path of the kernel>/a [layers?, *inputs, rank], uniform within
+    1 / sqrt(inputs) (torch.nn.Linear's, as in peft), and b [layers?, rank, *outputs], zero: the pair begins unchanged.
+    They are split over a mesh as their kernel is.
+
+    Raises:
+      ValueError: for a target that no kernel matches.
+    """
+    flat = flatten_dict(params, sep="/")
+    kernels = {}
+    for path, entry in parameter_names(pair, flat).items():
+        stacked = not isinstance(entry, str)
+        if (inputs := kernel_inputs(path, flat[path].ndim - stacked)) is not None:
+            kernels[path] = (without_layer(rows(entry)[0]), stacked, inputs + stacked)
+    known = {name for name, _, _ in kernels.values()}
+    for target in config.targets:
+        if not any(re.search(target, name) for name in known):
+            raise ValueError(f"lora.targets {target!r} matches no kernel's name: {nearest(target, known)}")
+    adapters = {}
+    for path, (name, stacked, middle) in kernels.items():
+        if any(re.search(target, name) for target in config.targets):
+            pairs = _adapter(path, flat[path], config.rank, stacked, middle, seed)
+            adapters |= {f"{path}/{leaf}": value for leaf, value in zip("ab", pairs)}
+    return {**params, ADAPTERS: unflatten_dict(adapters, sep="/")}
+
+
+def _adapter(path: str, kernel: jax.Array, rank: int, stacked: bool, middle: int, seed: int) -> Any:
+    """a and b of one kernel, whose axes from `middle` on are outputs."""
+    shape, layers = kernel.shape, kernel.shape[: int(stacked)]
+    shapes = (*shape[:middle], rank), (*layers, rank, *shape[middle:])
+    bound = 1.0 / math.sqrt(math.prod(shape[int(stacked) : middle]))
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+
+    def make() -> tuple[jax.Array, jax.Array]:
+        return jax.random.uniform(key, shapes[0], kernel.dtype, -bound, bound), jnp.zeros(shapes[1], kernel.dtype)
+
+    if not isinstance(kernel.sharding, NamedSharding):
+        return make()
+    spec = (*kernel.sharding.spec, *(None,) * (kernel.ndim - len(kernel.sharding.spec)))
+    parts = (*spec[:middle], None), (*spec[: int(stacked)], None, *spec[middle:])
+    return jax.jit(make, out_shardings=tuple(NamedSharding(kernel.sharding.mesh, PartitionSpec(*p)) for p in parts))()
+
+
+def merged(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
+    """The pair's parameters without adapters: kernel + alpha / rank * a b where there is one. The gradient goes to the
+    adapters alone."""
+    flat = flatten_dict({name: tree for name, tree in params.items() if name != ADAPTERS}, sep="/")
+    adapters = flatten_dict(params[ADAPTERS], sep="/")
+    for path in {name.rpartition("/")[0] for name in adapters}:
+        a, b, kernel = adapters[f"{path}/a"], adapters[f"{path}/b"], flat[path]
+        layers = (0,) if a.ndim + b.ndim == kernel.ndim + 3 else ()  # both have the layer axis, and the rank
+        product = jax.lax.dot_general(a, b, (((a.ndim - 1,), (len(layers),)), (layers, layers)))
+        flat[path] = jax.lax.stop_gradient(kernel) + (config.alpha / config.rank) * product
+    return unflatten_dict(flat, sep="/")
+
+
+def merged_frozen(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of booleans like `merged(params)`: true but where a kernel has an adapter."""
+    adapted = {name.rpartition("/")[0] for name in flatten_dict(params[ADAPTERS], sep="/")}
+    own = flatten_dict({name: tree for name, tree in params.items() if name != ADAPTERS}, sep="/")
+    return unflatten_dict({path: path not in adapted for path in own}, sep="/")

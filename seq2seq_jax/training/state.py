@@ -1,0 +1,94 @@
+"""What a step takes and gives: parameters, the optimizer's state, averages and counters, each where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seq2seq_jax.training.guard import Guard
+
+
+@struct.dataclass
+class TrainState:
+    """step: int32 scalar, steps done, skipped ones too. params: once-stored. opt_state: optax's. guard: see there.
+    ema: the moving averages of trained parameters, a part of the tree; None: there are none."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    guard: Guard
+    ema: Any = None
+
+    @classmethod
+    def create(
+        cls, params: Any, tx: optax.GradientTransformation, *, averaged: Any = None, loss_scale: bool = False
+    ) -> TrainState:
+        """The state before the first step; on a mesh, what belongs to a parameter is split as that is.
+
+        Args:
+          averaged: a tree of booleans like `params`, true for those that have a moving average; None: there is none.
+          loss_scale: of float16.
+        """
+        rest = (jnp.zeros((), jnp.int32), Guard.create(loss_scale=loss_scale))
+        mesh = _mesh(params)
+        if mesh is None:
+            opt_state = tx.init(params)
+        else:
+            shardings = state_shardings(jax.eval_shape(tx.init, params), params, mesh)
+            opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
+            rest = jax.device_put(rest, NamedSharding(mesh, PartitionSpec()))
+        ema = None
+        if averaged is not None:
+            wanted = flatten_dict(averaged)
+            ema = unflatten_dict({k: jnp.copy(x) for k, x in flatten_dict(params).items() if wanted[k]})
+        return cls(rest[0], params, opt_state, rest[1], ema)
+
+
+def _mesh(params: Any) -> Mesh | None:
+    """Where parameters lie, if they are arrays on a mesh."""
+    for x in jax.tree.leaves(params):
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding):
+            return x.sharding.mesh
+    return None
+
+
+def state_shardings(shapes: Any, params: Any, mesh: Mesh) -> Any:
+    """Where each array of an optimizer's state (or its shape) belongs: as the parameter whose path its own path has and
+    whose shape it has; all else lies whole on each device."""
+    text = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    places = {text(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+    def place(path: tuple, x: Any) -> NamedSharding:
+        parts = text(path).split("/")
+        # The longest part of the path that is a parameter's own.
+        for length in range(len(parts), 0, -1):
+            for start in range(len(parts) - length + 1):
+                like = places.get("/".join(parts[start : start + length]))
+                if like is not None:
+                    return like.sharding if like.shape == x.shape else NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def update_average(ema: Any, params: Mapping[str, Any], decay: float | None) -> Any:
+    """decay * average + (1 - decay) * parameter, of those that have one."""
+    if ema is None:
+        return None
+    new = flatten_dict(params)
+    chosen = unflatten_dict({path: new[path] for path in flatten_dict(ema)})
+    return optax.incremental_update(chosen, ema, 1.0 - decay)
+
+
+def averages(state: TrainState) -> Any:
+    """The parameters, averages in place of those that have one."""
+    if state.ema is None:
+        return state.params
+    return unflatten_dict({**flatten_dict(state.params), **flatten_dict(state.ema)})
