@@ -60,21 +60,37 @@ class DataConfig:
 class BatchConfig:
     """What one optimizer step takes."""
 
-    size: int = setting(32, help="examples in a step, over all devices")
+    size: int = setting(32, help="rows in a step, over all devices; a row is an example, or with packing several")
     tokens: int | None = setting(
         None, help="padded source and target tokens in a step, instead of size: short examples come in larger batches"
     )
     multiple: int = setting(8, help="with tokens: a batch has a multiple of so many examples; the mesh must divide it")
     buckets: int = setting(1, help="shapes of batches: examples of like length share one; each is compiled once")
+    packing: bool = setting(
+        False, help="a row holds several examples, which do not see each other, instead of one and padding"
+    )
+    pack_source_length: int | None = setting(None, help="with packing: source tokens in a row; unset: the longest's")
+    pack_target_length: int | None = setting(None, help="with packing: target tokens in a row; unset: the longest's")
     accumulation: int = setting(1, help="parts into which a batch is split, one after the other, to save memory")
 
     def __post_init__(self):
-        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation"))
+        lengths = ("pack_source_length", "pack_target_length")
+        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", *lengths))
         rows, name = (self.size, "size") if self.tokens is None else (self.multiple, "multiple")
         check(
             rows % self.accumulation == 0,
             f"batch.{name} is {rows} and batch.accumulation {self.accumulation}; give a batch that it divides",
         )
+        check(
+            not self.packing or self.buckets == 1,
+            f"batch.buckets is {self.buckets}, and packed batches have one shape; give 1, or packing=False",
+        )
+        for name in lengths:
+            value = getattr(self, name)
+            check(
+                self.packing or value is None,
+                f"batch.{name} is {value}, and nothing is packed; leave it out, or give packing=True",
+            )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from seq2seq_jax.models.stack import (
     to_int8,
     unstack_layers,
 )
-from seq2seq_jax.models.transformer import Transformer, join
+from seq2seq_jax.models.transformer import Transformer, join, pack_begins
 
 
 @struct.dataclass
@@ -68,8 +68,16 @@ class DecodeStep:
     attention: jax.Array | None
 
 
-def shift_tokens_right(labels: jax.Array, pad_token_id: int | None, decoder_start_token_id: int | None) -> jax.Array:
+def shift_tokens_right(
+    labels: jax.Array,
+    pad_token_id: int | None,
+    decoder_start_token_id: int | None,
+    pack_ids: jax.Array | None = None,
+) -> jax.Array:
     """Decoder inputs of `labels` [batch, length]: the start token, then the labels but the last, -100 read as pad.
+
+    Args:
+      pack_ids: int [batch, length], where rows hold several examples: each begins with the start token.
 
     Raises:
       ValueError: if either id is None (transformers.models.encoder_decoder.shift_tokens_right).
@@ -82,17 +90,24 @@ def shift_tokens_right(labels: jax.Array, pad_token_id: int | None, decoder_star
     labels = jnp.asarray(labels)
     start = jnp.full_like(labels[:, :1], decoder_start_token_id)
     shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
+    if pack_ids is not None:
+        shifted = jnp.where(pack_begins(pack_ids), decoder_start_token_id, shifted)
     return jnp.where(shifted == IGNORED, pad_token_id, shifted)
 
 
-def wrap_tokens_right(labels: jax.Array, pad_token_id: int) -> jax.Array:
+def wrap_tokens_right(labels: jax.Array, pad_token_id: int, pack_ids: jax.Array | None = None) -> jax.Array:
     """mBART's and PLBart's decoder inputs of `labels` [batch, length]: the last token, a language's, then all before it
-    (transformers.models.mbart.shift_tokens_right).
+    (transformers.models.mbart.shift_tokens_right); with pack_ids [batch, length] so for each pack.
     """
     labels = jnp.asarray(labels)
     labels = jnp.where(labels == IGNORED, pad_token_id, labels)
-    last = jnp.sum(labels != pad_token_id, axis=1, keepdims=True) - 1
-    return jnp.concatenate([jnp.take_along_axis(labels, last, axis=1), labels[:, :-1]], axis=1)
+    if pack_ids is None:
+        last = jnp.sum(labels != pad_token_id, axis=1, keepdims=True) - 1
+        return jnp.concatenate([jnp.take_along_axis(labels, last, axis=1), labels[:, :-1]], axis=1)
+    begins, length = pack_begins(pack_ids), labels.shape[1]
+    ends = jnp.where(jnp.roll(begins, -1, axis=1), jnp.arange(length), length)
+    last = jnp.take_along_axis(labels, jax.lax.cummin(ends, axis=1, reverse=True), axis=1)
+    return jnp.where(begins, last, jnp.roll(labels, 1, axis=1))
 
 
 def check_ids(name: str, ids: Any, vocab_size: int, allowed: tuple[int, ...] = ()) -> None:
@@ -181,10 +196,11 @@ class EncoderDecoder(nn.Module):
         Args:
           input_ids: int [batch, source]. attention_mask: [batch, source], true (1) on tokens; None: all are.
           token_type_ids, position_ids: [batch, source] for the encoder.
-          decoder_input_ids: int [batch, target]. Without them the labels are shifted right, and pads among the shifted
-            ids are masked unless decoder_attention_mask says otherwise.
-          encoder_pack_ids, decoder_pack_ids: int [batch, length] for several examples in a row: tokens see only tokens
-            of their own pack, on either side, and positions restart with each pack.
+          decoder_input_ids: int [batch, target]. Without them the labels are shifted right, in each pack, and pads
+            among the shifted ids are masked unless decoder_attention_mask says otherwise.
+          encoder_pack_ids, decoder_pack_ids: int [batch, length] for several examples in a row, from 1, and 0 on
+            padding: tokens see only tokens of their own pack, on either side, and positions restart with each pack. A
+            row may be longer than there are positions, a pack not.
           labels: int [batch, target], -100 where there is nothing to predict.
           train: dropout acts; needs rngs={"dropout": key}.
           output_logits: without, there are neither logits nor loss (see `token_losses`).
@@ -193,18 +209,19 @@ class EncoderDecoder(nn.Module):
         check_ids("input_ids", input_ids, c.encoder.vocab_size)
         check_ids("decoder_input_ids", decoder_input_ids, c.decoder.vocab_size)
         check_ids("labels", labels, c.decoder.vocab_size, allowed=(IGNORED,))
+        if (encoder_pack_ids is None) != (decoder_pack_ids is None):
+            raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("there is nothing to decode: give decoder_input_ids, or labels to shift")
             if c.model_type in ("mbart", "plbart"):
-                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id)
+                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id, decoder_pack_ids)
             else:
-                decoder_input_ids = shift_tokens_right(labels, c.pad_token_id, c.decoder_start_token_id)
+                tokens = c.pad_token_id, c.decoder_start_token_id
+                decoder_input_ids = shift_tokens_right(labels, *tokens, decoder_pack_ids)
             # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
-            if decoder_attention_mask is None and decoder_pack_ids is None and c.is_pair:
+            if decoder_attention_mask is None and c.is_pair:
                 decoder_attention_mask = decoder_input_ids != c.pad_token_id
-        if (encoder_pack_ids is None) != (decoder_pack_ids is None):
-            raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
         if output_attentions and self.attention_impl != "xla":
             raise ValueError(f"attention_impl {self.attention_impl!r} returns no attention weights; give 'xla'")
 

@@ -19,11 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from seq2seq_jax.config import TrainConfig
+from seq2seq_jax.config import EncoderDecoderConfig, TrainConfig
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
+from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
@@ -89,6 +90,7 @@ class Run:
 
         # Model.
         self.pretrained = warm_start(config, mesh, self.tokenizers)
+        _check_lengths(self.plan, self.pretrained.config)
         say(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
@@ -294,17 +296,29 @@ def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
     for bucket in plan.buckets:
         if bucket.rows % parts:
             raise ValueError(
-                f"a batch of {bucket.rows} examples does not divide: the mesh splits it {batch_parts(mesh)} ways"
+                f"a batch of {bucket.rows} rows does not divide: the mesh splits it {batch_parts(mesh)} ways"
                 f" (replica x data x fsdp), accumulation {accumulation} ways; give batch.size (with batch.tokens:"
                 " batch.multiple)"
                 f" as a multiple of {parts}, or another mesh"
             )
 
 
+def _check_lengths(plan: BatchPlan, pair: EncoderDecoderConfig) -> None:
+    """Every example fits: said here, since a compiled step does not know where in a row an example ends."""
+    for side, longest in zip((pair.encoder, pair.decoder), plan.longest):
+        check_length(side, longest)
+
+
 def _plan_text(plan: BatchPlan, num_steps: int) -> str:
     shapes = ", ".join(f"{b.rows} x ({b.source_length} + {b.target_length})" for b in plan.buckets)
     epochs = num_steps / plan.batches_per_epoch
-    return f"{num_steps} steps are {epochs:.2f} epochs; batches are examples x (source + target tokens): {shapes}"
+    rows = "rows of packed examples" if plan.packed else "examples"
+    source, target = (f"{100 * real / held:.0f} %" for real, held in zip(plan.tokens, plan.padded_tokens))
+    full = 100 * sum(plan.tokens) / sum(plan.padded_tokens)
+    return (
+        f"{num_steps} steps are {epochs:.2f} epochs; batches are {rows} x (source + target tokens): {shapes};"
+        f" {full:.0f} % of these tokens are no padding ({source} of the source's, {target} of the target's)"
+    )
 
 
 def _size_text(params: Any, frozen: Any) -> str:

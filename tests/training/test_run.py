@@ -233,7 +233,7 @@ def test_batch_that_does_not_divide():
     lengths = np.full(20, 5)
     plan = BatchPlan(lengths, lengths, BatchConfig(size=12, accumulation=2), seed=0)
     mesh = SimpleNamespace(shape={"replica": 1, "data": 2, "fsdp": 2})
-    with pytest.raises(ValueError, match=r"a batch of 12 examples does not divide: the mesh splits it 4 ways .*"
+    with pytest.raises(ValueError, match=r"a batch of 12 rows does not divide: the mesh splits it 4 ways .*"
                        r" accumulation 2 ways; .* as a multiple of 8"):  # fmt: skip
         loop._check_division(plan, 2, mesh)
     loop._check_division(plan, 3, mesh)
