@@ -9,8 +9,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from seq2seq_jax.config import TrainConfig
-from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
+from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
@@ -64,8 +65,10 @@ def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = Non
     store = checkpoints.open_store(workdir, config.evaluation.best, config.checkpoints.keep)
     try:
         checkpoints.claim(workdir, config, store)
-        mesh = make_mesh(**dataclasses.asdict(config.mesh))
-        with jax.set_mesh(mesh):
+        sizes = dataclasses.asdict(config.mesh)
+        by_pmap = sizes.pop("mode") == "pmap"
+        mesh = make_mesh(**sizes)
+        with nullcontext() if by_pmap else jax.set_mesh(mesh):
             return Run(config, workdir, store, mesh).complete(stop_at)
     finally:
         store.close()
@@ -76,6 +79,10 @@ class Run:
 
     def __init__(self, config: TrainConfig, workdir: Path, store: Store, mesh: Mesh):
         self.config, self.workdir, self.store, self.mesh = config, workdir, store, mesh
+        by_pmap = config.mesh.mode == "pmap"
+        if by_pmap:  # all but the step works on the first device alone
+            _check_one_process()
+            self.mesh = make_mesh(devices=mesh.devices.flatten()[:1])
 
         # Data.
         self.tokenizers = Tokenizers.load(config.encoder, config.decoder)
@@ -87,7 +94,7 @@ class Run:
         _check_division(self.plan, config.batch.accumulation, mesh)
 
         # Model.
-        self.pretrained = warm_start(config, mesh, self.tokenizers)
+        self.pretrained = warm_start(config, self.mesh, self.tokenizers)
         say(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
@@ -100,11 +107,32 @@ class Run:
         schedule = learning_rate(config.optimizer, self.num_steps)
         model, dropout = training_model(self.pretrained.model, config)
         options = {"label_smoothing": config.label_smoothing, "accumulation": config.batch.accumulation}
+        options["axis_name"] = AXIS if by_pmap else None
         step = make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options)
-        self.step = jax.jit(step, donate_argnums=0)
         # The state takes the parameters over: each step consumes them.
-        self.state = TrainState.create(self.pretrained.params, tx)
+        state = TrainState.create(self.pretrained.params, tx)
         self.pretrained = self.pretrained.replace(params=None)
+        if by_pmap:
+            self.step = PmapStep(step, mesh.devices.flatten())
+        else:
+            # The state comes out as it went in, so that the next step needs no program of its own.
+            self.step = jax.jit(step, donate_argnums=0, out_shardings=(state.shardings(), None))
+        self.state = state
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the last step; of pmap's copies the first."""
+        return unreplicate(self._state) if isinstance(self.step, PmapStep) else self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = self.step.replicate(state) if isinstance(self.step, PmapStep) else state
+
+    def _placed(self, batch: HostBatch) -> Mapping[str, Any]:
+        """A batch as the step takes it."""
+        if isinstance(self.step, PmapStep):
+            return batch.arrays
+        return shard_batch(batch.arrays, self.mesh, rows=batch.rows)
 
     def complete(self, stop_at: int | None = None) -> Path:
         """Trains, evaluates, exports."""
@@ -163,7 +191,7 @@ class Run:
         with bar, _interrupts() as interrupted:
             meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store)
             for number, batch in enumerate(planned, start + 1):
-                self.state, metrics = self.step(self.state, shard_batch(batch.arrays, self.mesh, rows=batch.rows))
+                self._state, metrics = self.step(self._state, self._placed(batch))
                 meter.step(number, metrics, batch.tokens)
                 signalled = interrupted()
                 stop = signalled or ("asked to" if number == stop_at else None)
@@ -277,6 +305,11 @@ def _interrupts() -> Iterator[Any]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_one_process() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(f"mesh.mode is pmap, which is for one process, and there are {jax.process_count()}; give jit")
 
 
 def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:

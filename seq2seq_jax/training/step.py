@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import NamedSharding
 
 from seq2seq_jax.losses import IGNORED, token_losses
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.mesh import state_shardings
 from seq2seq_jax.parallel.rules import constrain
 
 Batch = Mapping[str, jax.Array]
@@ -27,7 +29,17 @@ class TrainState:
 
     @classmethod
     def create(cls, params: Any, tx: optax.GradientTransformation) -> TrainState:
-        return cls(jnp.zeros((), jnp.int32), params, tx.init(params))
+        """The state before the first step; on the mesh of `params`, if they are on one (see `state_shardings`)."""
+        begin = lambda params: (jnp.zeros((), jnp.int32), tx.init(params))
+        if isinstance(jax.tree.leaves(params)[0].sharding, NamedSharding):
+            shapes = jax.eval_shape(begin, params)
+            begin = jax.jit(begin, out_shardings=state_shardings(shapes, params))
+        step, opt_state = begin(params)
+        return cls(step, params, opt_state)
+
+    def shardings(self) -> TrainState:
+        """Where each array of the state lives."""
+        return jax.tree.map(lambda x: x.sharding, self)
 
 
 def loss_and_grads(
