@@ -1,4 +1,4 @@
-"""Flags that the scripts have in common about the processes that work together, and where compiled programs are kept."""
+"""Flags that the scripts have in common: the processes that work together, and where compiled programs are kept."""
 
 import jax
 from absl import app, flags
@@ -15,7 +15,7 @@ flags.DEFINE_bool(
 flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
-flags.DEFINE_string("compile_cache", None, "A directory that keeps compiled programs: a second start compiles nothing.")
+flags.DEFINE_string("compile_cache", None, "A directory that keeps what took over a second to compile.")
 
 
 def start() -> None:
