@@ -73,8 +73,8 @@ def slice_shapes(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...]
     if left > 1:
         product = math.prod(sizes[axis] for axis in OVER_SLICES)
         raise ValueError(
-            f"mesh sizes {dict(sizes)} do not go over {slices} slices: replica x data x fsdp is {product}, and must be a"
-            f" multiple of {slices} (tensor stays in a slice); give replica={slices}, or devices= of one slice"
+            f"mesh sizes {dict(sizes)} do not go over {slices} slices: replica x data x fsdp is {product}, and must be"
+            f" a multiple of {slices} (tensor stays in a slice); give replica={slices}, or devices= of one slice"
         )
     return tuple(sizes[axis] // across[axis] for axis in sizes), tuple(across.values())
 

@@ -110,7 +110,7 @@ def same(taken, reference):
 
 
 def placed_by_the_table(pair, mesh, taken):
-    """Parameters and moments go in and come out of the program as the table says, as does the gradient; all else whole."""
+    """Parameters and moments go in and come out of the program as the table says, and the gradient; the rest whole."""
     (before, _), _ = taken.compiled.input_shardings
     after = taken.compiled.output_shardings[0]
     for found in (before, after):
