@@ -17,6 +17,7 @@ ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
 # Each with jax's name of it.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
+MODES = ("jit", "pmap")
 # Each metric with the scores that it gives.
 METRICS = {
     "bleu": ("bleu",),
@@ -95,12 +96,28 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one may be -1: what is left."""
+    """Sizes of the mesh axes; one may be -1: what is left. And how a step runs on them."""
 
-    replica: int = setting(1, help="copies of the model, in each of which the other axes split it", may_change=True)
+    replica: int = setting(
+        1, help="copies of the model, in each of which the other axes split it; goes over slices", may_change=True
+    )
     data: int = setting(-1, help="parts of the batch; -1: what is left", may_change=True)
     fsdp: int = setting(1, help="parts of batch, weights and optimizer state", may_change=True)
     tensor: int = setting(1, help="parts of heads, MLP and vocabulary", may_change=True)
+    mode: str = setting(
+        "jit",
+        help="jit: one program over the mesh; pmap: a copy of model and optimizer on each device, data only",
+        may_change=True,
+    )
+
+    def __post_init__(self):
+        _check_choice(self.mode, MODES, "mesh.mode")
+        split = {name: getattr(self, name) for name in ("replica", "fsdp", "tensor") if getattr(self, name) != 1}
+        named = ", ".join(f"mesh.{name} is {size}" for name, size in split.items())
+        check(
+            self.mode == "jit" or not split,
+            f"mesh.mode is pmap, which splits the batch over data alone, and {named}; give 1, or mesh.mode=jit",
+        )
 
 
 @dataclass(frozen=True)

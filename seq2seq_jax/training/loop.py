@@ -9,8 +9,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,18 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from seq2seq_jax.config import EncoderDecoderConfig, TrainConfig
-from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
 from seq2seq_jax.models.transformer import check_length
+from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.journal import Journal, say
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
+from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
 
@@ -64,8 +66,10 @@ def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = Non
     store = checkpoints.open_store(workdir, config.evaluation.best, config.checkpoints.keep)
     try:
         checkpoints.claim(workdir, config, store)
-        mesh = make_mesh(**dataclasses.asdict(config.mesh))
-        with jax.set_mesh(mesh):
+        sizes = dataclasses.asdict(config.mesh)
+        by_pmap = sizes.pop("mode") == "pmap"
+        mesh = make_mesh(**sizes)
+        with nullcontext() if by_pmap else jax.set_mesh(mesh):
             return Run(config, workdir, store, mesh).complete(stop_at)
     finally:
         store.close()
@@ -76,6 +80,10 @@ class Run:
 
     def __init__(self, config: TrainConfig, workdir: Path, store: Store, mesh: Mesh):
         self.config, self.workdir, self.store, self.mesh = config, workdir, store, mesh
+        by_pmap = config.mesh.mode == "pmap"
+        if by_pmap:  # all but the step works on the first device alone
+            _check_one_process()
+            self.mesh = make_mesh(devices=mesh.devices.flatten()[:1])
 
         check_backend(config.attention_impl)
 
@@ -89,7 +97,7 @@ class Run:
         _check_division(self.plan, config.batch.accumulation, mesh)
 
         # Model.
-        self.pretrained = warm_start(config, mesh, self.tokenizers)
+        self.pretrained = warm_start(config, self.mesh, self.tokenizers)
         _check_lengths(self.plan, self.pretrained.config)
         say(self.pretrained.report)
         if is_first():
@@ -97,11 +105,31 @@ class Run:
         save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
-        training = make_training(config, self.pretrained, self.num_steps)
+        training = make_training(config, self.pretrained, self.num_steps, axis_name=AXIS if by_pmap else None)
         say(_size_text(training.state.params, training.frozen))
-        self.step = jax.jit(training.step, donate_argnums=0)
-        self.state, self.usable, self.apart = training.state, training.usable, training.apart
         self.pretrained = self.pretrained.replace(params=None)
+        if by_pmap:
+            self.step = PmapStep(training.step, mesh.devices.flatten())
+        else:
+            # The state comes out as it went in, so that the next step needs no program of its own.
+            shardings = (training.state.shardings(), None)
+            self.step = jax.jit(training.step, donate_argnums=0, out_shardings=shardings)
+        self.state, self.usable, self.apart = training.state, training.usable, training.apart
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the last step; of pmap's copies the first."""
+        return unreplicate(self._state) if isinstance(self.step, PmapStep) else self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = self.step.replicate(state) if isinstance(self.step, PmapStep) else state
+
+    def _placed(self, batch: HostBatch) -> Mapping[str, Any]:
+        """A batch as the step takes it."""
+        if isinstance(self.step, PmapStep):
+            return batch.arrays
+        return shard_batch(batch.arrays, self.mesh, rows=batch.rows)
 
     def complete(self, stop_at: int | None = None) -> Path:
         """Trains, evaluates, exports."""
@@ -165,7 +193,7 @@ class Run:
             allowed = config.optimizer.max_skipped
             meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store, max_skipped=allowed)
             for number, batch in enumerate(planned, start + 1):
-                self.state, metrics = self.step(self.state, shard_batch(batch.arrays, self.mesh, rows=batch.rows))
+                self._state, metrics = self.step(self._state, self._placed(batch))
                 meter.step(number, metrics, batch.tokens)
                 signalled = interrupted()
                 stop = signalled or ("asked to" if number == stop_at else None)
@@ -289,6 +317,11 @@ def _interrupts() -> Iterator[Any]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_one_process() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(f"mesh.mode is pmap, which is for one process, and there are {jax.process_count()}; give jit")
 
 
 def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:

@@ -172,8 +172,10 @@ class Training(NamedTuple):
     frozen: Any
 
 
-def make_training(config: TrainConfig, pretrained: Pretrained, num_steps: int) -> Training:
-    """The step that the config asks for, of a pair.
+def make_training(
+    config: TrainConfig, pretrained: Pretrained, num_steps: int, *, axis_name: str | None = None
+) -> Training:
+    """The step that the config asks for, of a pair; axis_name is pmap's.
 
     Raises:
       ValueError: for groups, frozen parameters or adapters that do not fit the pair; names them.
@@ -193,6 +195,7 @@ def make_training(config: TrainConfig, pretrained: Pretrained, num_steps: int) -
         learning_rate(config.optimizer, num_steps),
         seed=config.seed,
         dropout=dropout,
+        axis_name=axis_name,
         groups=groups,
         merge=merge,
         ema_decay=config.ema_decay,

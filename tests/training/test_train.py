@@ -19,7 +19,8 @@ from seq2seq_jax.training.configs import describe, train_config
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
-from seq2seq_jax.training.step import TrainState, loss_and_grads, make_train_step
+from seq2seq_jax.training.state import TrainState
+from seq2seq_jax.training.step import loss_and_grads, make_train_step
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
 
 ROOT = Path(__file__).parent.parent.parent

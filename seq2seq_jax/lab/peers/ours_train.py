@@ -10,7 +10,8 @@ import seq2seq_jax as s2s
 from seq2seq_jax.config import OptimizerConfig
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
 from seq2seq_jax.training.optimizers import learning_rate, optimizer
-from seq2seq_jax.training.step import TrainState, make_train_step
+from seq2seq_jax.training.state import TrainState
+from seq2seq_jax.training.step import make_train_step
 
 
 def load(setting):
