@@ -28,9 +28,9 @@ from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.journal import Journal, say
-from seq2seq_jax.training.optimizers import frozen_parameters, learning_rate, optimizer
-from seq2seq_jax.training.setup import load_examples, training_model, warm_start
-from seq2seq_jax.training.step import TrainState, make_train_step
+from seq2seq_jax.training.optimizers import frozen_parameters
+from seq2seq_jax.training.setup import load_examples, training_step, warm_start
+from seq2seq_jax.training.step import TrainState
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
 
@@ -84,7 +84,7 @@ class Run:
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
         say(_plan_text(self.plan, self.num_steps))
-        _check_division(self.plan, config.batch.accumulation, mesh)
+        check_division(self.plan, config.batch.accumulation, mesh)
 
         # Model.
         self.pretrained = warm_start(config, mesh, self.tokenizers)
@@ -96,11 +96,7 @@ class Run:
         save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
-        tx = optimizer(config.optimizer, self.num_steps, frozen)
-        schedule = learning_rate(config.optimizer, self.num_steps)
-        model, dropout = training_model(self.pretrained.model, config)
-        options = {"label_smoothing": config.label_smoothing, "accumulation": config.batch.accumulation}
-        step = make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options)
+        step, tx = training_step(config, self.pretrained.model, frozen, self.num_steps)
         self.step = jax.jit(step, donate_argnums=0)
         # The state takes the parameters over: each step consumes them.
         self.state = TrainState.create(self.pretrained.params, tx)
@@ -279,7 +275,8 @@ def _interrupts() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+def check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+    """Raises ValueError if the mesh, or the accumulation, does not divide a batch."""
     parts = batch_parts(mesh) * accumulation
     for bucket in plan.buckets:
         if bucket.rows % parts:

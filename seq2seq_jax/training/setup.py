@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
 import datasets
-from jax.sharding import Mesh
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seq2seq_jax.config import DataConfig, EncoderDecoderConfig, GenerationConfig, TrainConfig
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.training.optimizers import learning_rate, optimizer
+from seq2seq_jax.training.step import Batch, TrainState, make_train_step
 from seq2seq_jax.weights.pretrained import (
     Pretrained,
     from_encoder_decoder_configs,
@@ -125,3 +131,36 @@ def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderD
         pair = dataclasses.replace(pair, **sides)
     acts = any(getattr(side, name) for side in (pair.encoder, pair.decoder) for name in DROPOUTS)
     return model.clone(config=pair, remat=config.remat), acts
+
+
+def training_step(
+    config: TrainConfig, model: EncoderDecoder, frozen: Any, num_steps: int
+) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, Any]], optax.GradientTransformation]:
+    """The step of a run that the config describes, to be jitted with its state donated, and the optimizer.
+
+    Args:
+      frozen: of `frozen_parameters`.
+    """
+    tx = optimizer(config.optimizer, num_steps, frozen)
+    schedule = learning_rate(config.optimizer, num_steps)
+    model, dropout = training_model(model, config)
+    options = {"label_smoothing": config.label_smoothing, "accumulation": config.batch.accumulation}
+    return make_train_step(model, tx, schedule, seed=config.seed, dropout=dropout, frozen=frozen, **options), tx
+
+
+def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """`TrainState.create` without the numbers: what the optimizer keeps of a parameter's shape lies where the parameter
+    lies, as zeros made like it do; the rest is on every device.
+
+    Args:
+      params: of `abstract_params`.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf, like=None):
+        sharding = like.sharding if like is not None and like.shape == leaf.shape else whole
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.eval_shape(lambda p: TrainState.create(p, tx), params)
+    opt_state = optax.tree_map_params(tx, placed, state.opt_state, params, transform_non_params=placed)
+    return TrainState(placed(state.step), params, opt_state)
