@@ -119,6 +119,11 @@ class MeshConfig:
             f"mesh.mode is pmap, which splits the batch over data alone, and {named}; give 1, or mesh.mode=jit",
         )
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `make_mesh` takes."""
+        return {name: getattr(self, name) for name in ("replica", "data", "fsdp", "tensor")}
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:

@@ -99,6 +99,11 @@ def resized(carry: Carry, capacity: int, pad_id: jax.Array, rows: jax.Array | No
     return carry
 
 
+def room(strategy: Strategy, needed: int) -> int:
+    """The cache's capacity at most, for `needed` tokens."""
+    return -(-(needed + strategy.ahead) // BUCKET) * BUCKET
+
+
 def decode(
     model: EncoderDecoder,
     strategy: Strategy,
@@ -123,7 +128,7 @@ def decode(
       callback: is given the sequences [batch, n, capacity] so far and how many of their tokens count.
     """
     begin, batch = time.monotonic(), prompt.shape[0]
-    largest = -(-(needed + strategy.ahead) // BUCKET) * BUCKET
+    largest = room(strategy, needed)
     capacity = min(FIRST, largest) if prompt.shape[1] < FIRST else largest
     carry = start(model, strategy, capacity, params, source, token_type_ids, prompt, rules)
     rows, results = np.arange(batch), Results(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -66,10 +65,8 @@ def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = Non
     store = checkpoints.open_store(workdir, config.evaluation.best, config.checkpoints.keep)
     try:
         checkpoints.claim(workdir, config, store)
-        sizes = dataclasses.asdict(config.mesh)
-        by_pmap = sizes.pop("mode") == "pmap"
-        mesh = make_mesh(**sizes)
-        with nullcontext() if by_pmap else jax.set_mesh(mesh):
+        mesh = make_mesh(**config.mesh.sizes)
+        with nullcontext() if config.mesh.mode == "pmap" else jax.set_mesh(mesh):
             return Run(config, workdir, store, mesh).complete(stop_at)
     finally:
         store.close()
@@ -94,7 +91,7 @@ class Run:
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
         say(_plan_text(self.plan, self.num_steps))
-        _check_division(self.plan, config.batch.accumulation, mesh)
+        check_division(self.plan, config.batch.accumulation, mesh)
 
         # Model.
         self.pretrained = warm_start(config, self.mesh, self.tokenizers)
@@ -105,16 +102,17 @@ class Run:
         save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
-        training = make_training(config, self.pretrained, self.num_steps, axis_name=AXIS if by_pmap else None)
-        say(_size_text(training.state.params, training.frozen))
+        model, params = self.pretrained.model, self.pretrained.params
+        training = make_training(config, model, params, self.num_steps, axis_name=AXIS if by_pmap else None)
+        state = training.begin(params)
+        say(_size_text(state.params, training.frozen))
         self.pretrained = self.pretrained.replace(params=None)
         if by_pmap:
             self.step = PmapStep(training.step, mesh.devices.flatten())
         else:
             # The state comes out as it went in, so that the next step needs no program of its own.
-            shardings = (training.state.shardings(), None)
-            self.step = jax.jit(training.step, donate_argnums=0, out_shardings=shardings)
-        self.state, self.usable, self.apart = training.state, training.usable, training.apart
+            self.step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
+        self.state, self.usable, self.apart = state, training.usable, training.apart
 
     @property
     def state(self) -> TrainState:
@@ -324,7 +322,8 @@ def _check_one_process() -> None:
         raise ValueError(f"mesh.mode is pmap, which is for one process, and there are {jax.process_count()}; give jit")
 
 
-def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+def check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+    """Raises ValueError if the mesh, or the accumulation, does not divide a batch."""
     parts = batch_parts(mesh) * accumulation
     for bucket in plan.buckets:
         if bucket.rows % parts:

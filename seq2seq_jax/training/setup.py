@@ -25,6 +25,7 @@ from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.mesh import state_shardings
 from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
@@ -156,41 +157,46 @@ def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderD
 
 
 class Training(NamedTuple):
-    """A step with its first state.
+    """What a run trains by.
 
     Attributes:
-      step: (state, batch) -> (state, metrics), pure. state: it has taken the parameters over: each step consumes it.
+      step: (state, batch) -> (state, metrics), pure.
+      begin: the pair's parameters -> the first state, which takes them over: each step consumes it.
       usable: state -> the parameters to evaluate and to export, with averages and adapters worked in.
       apart: whether those are others than state.params.
       frozen: a tree of booleans like state.params; None: all are trained.
     """
 
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    state: TrainState
+    begin: Callable[[Any], TrainState]
     usable: Callable[[TrainState], Any]
     apart: bool
     frozen: Any
 
 
 def make_training(
-    config: TrainConfig, pretrained: Pretrained, num_steps: int, *, axis_name: str | None = None
+    config: TrainConfig, model: EncoderDecoder, params: Any, num_steps: int, *, axis_name: str | None = None
 ) -> Training:
-    """The step that the config asks for, of a pair; axis_name is pmap's.
+    """The step that the config asks for, of a pair.
+
+    Args:
+      params: the pair's; only their shapes are read. axis_name: pmap's.
 
     Raises:
       ValueError: for groups, frozen parameters or adapters that do not fit the pair; names them.
     """
-    params, pair, adapted, merge = pretrained.params, pretrained.config, config.lora.rank > 0, None
+    adapted, half, merge, extend = config.lora.rank > 0, config.dtype == "float16", None, lambda params: params
     if adapted:
-        params = lora.add_adapters(params, config.lora, pair, seed=config.seed)
+        extend = functools.partial(lora.add_adapters, config=config.lora, pair=model.config, seed=config.seed)
         merge = functools.partial(lora.merged, config=config.lora)
-    groups = assign_groups(config.optimizer, pair, params, num_steps)
-    tx, averaged, half = optimizer(config.optimizer, groups), None, config.dtype == "float16"
+    shapes = jax.eval_shape(extend, params)
+    groups = assign_groups(config.optimizer, model.config, shapes, num_steps)
+    tx, averaged = optimizer(config.optimizer, groups), None
     if config.ema_decay is not None:
         averaged = groups.trained_tree
-    model, dropout = training_model(pretrained.model, config)
+    applied, dropout = training_model(model, config)
     step = make_train_step(
-        model,
+        applied,
         tx,
         learning_rate(config.optimizer, num_steps),
         seed=config.seed,
@@ -206,9 +212,21 @@ def make_training(
         z_loss=config.z_loss,
         loss_chunk=config.loss_chunk,
         accumulation=config.batch.accumulation,
-        frozen=lora.merged_frozen(params) if adapted else groups.frozen,
+        frozen=lora.merged_frozen(shapes) if adapted else groups.frozen,
     )
-    state = TrainState.create(params, tx, averaged=averaged, loss_scale=half)
+    begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)
     together = jax.jit(merge) if adapted else lambda tree: tree
     usable = lambda state: together(averages(state))
-    return Training(step, state, usable, adapted or averaged is not None, groups.frozen)
+    return Training(step, begin, usable, adapted or averaged is not None, groups.frozen)
+
+
+def abstract_state(training: Training, params: Any) -> TrainState:
+    """training.begin(params) without the numbers: what the optimizer keeps of a parameter's shape lies where the
+    parameter lies, as `TrainState.create` places it; the rest is on every device.
+
+    Args:
+      params: jax.ShapeDtypeStructs with NamedShardings.
+    """
+    state = jax.eval_shape(training.begin, params)
+    struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(struct, state, state_shardings(state, params))

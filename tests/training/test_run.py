@@ -235,8 +235,8 @@ def test_batch_that_does_not_divide():
     mesh = SimpleNamespace(shape={"replica": 1, "data": 2, "fsdp": 2})
     with pytest.raises(ValueError, match=r"a batch of 12 rows does not divide: the mesh splits it 4 ways .*"
                        r" accumulation 2 ways; .* as a multiple of 8"):  # fmt: skip
-        loop._check_division(plan, 2, mesh)
-    loop._check_division(plan, 3, mesh)
+        loop.check_division(plan, 2, mesh)
+    loop.check_division(plan, 3, mesh)
 
 
 def script(work, workdir, *flags, **environment):
