@@ -23,7 +23,8 @@ from seq2seq_jax.decoding.loop import Rules, Source, Strategy
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.decoding.settings import automata_of, criteria_of, processors_of, warpers_of
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder, check_ids
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.targets import check_ids
 
 
 @struct.dataclass

@@ -13,12 +13,7 @@ from seq2seq_jax.models.layers import Embeddings, Head, Norm, Part
 from seq2seq_jax.models.positions import Bias, RelativeTable, rotations
 from seq2seq_jax.models.stack import Context, LayerOutput, Show, Stack
 from seq2seq_jax.parallel.rules import constrain
-
-
-def pack_begins(pack_ids: jax.Array) -> jax.Array:
-    """Where in [batch, length] a new pack begins."""
-    first = jnp.ones_like(pack_ids[:, :1], bool)
-    return jnp.concatenate([first, pack_ids[:, 1:] != pack_ids[:, :-1]], axis=1)
+from seq2seq_jax.targets import pack_begins
 
 
 def counted_positions(real: jax.Array, pack_ids: jax.Array | None) -> jax.Array:

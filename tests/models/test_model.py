@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.families.registry import from_hf
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder, shift_tokens_right
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.targets import shift_tokens_right
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
 
 BERT = {

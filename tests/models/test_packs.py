@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import Bucket
-from seq2seq_jax.models.encoder_decoder import shift_tokens_right, wrap_tokens_right
 from seq2seq_jax.models.transformer import counted_positions
+from seq2seq_jax.targets import shift_tokens_right, wrap_tokens_right
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
 
 TOKENS = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
