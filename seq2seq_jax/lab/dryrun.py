@@ -26,11 +26,11 @@ from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.generate import rules_of, strategy_of
 from seq2seq_jax.decoding.loop import Source
 from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_flops import StepFlops, step_flops
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.mesh import batch_parts, batch_sharding
+from seq2seq_jax.training.flops import StepFlops, step_flops
 from seq2seq_jax.training.loop import check_division
 from seq2seq_jax.training.setup import abstract_state, make_training, training_model
 from seq2seq_jax.weights import hf_config

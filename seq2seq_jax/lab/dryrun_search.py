@@ -17,10 +17,10 @@ from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.lab.dryrun import Bounds, TrainReport, abstract_model, batch_shape, bounds, bytes_held, dry_train
 from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_flops import step_flops
 from seq2seq_jax.lab.peers.processes import say
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.flops import step_flops
 from seq2seq_jax.weights.loading import abstract_params
 
 # Bytes of state beside the parameters, in parameters: AdamW's two moments, and the gradients.

@@ -107,7 +107,7 @@ def step_flops(model: EncoderDecoder, frozen: Mapping | None, rows: int, source:
       ValueError: for a remat policy that RECOMPUTED lacks.
     """
     policy = model.remat
-    check(policy in RECOMPUTED, f"remat {policy!r} has no row in lab/dryrun_flops.py: {nearest(policy, RECOMPUTED)}")
+    check(policy in RECOMPUTED, f"remat {policy!r} has no row in training/flops.py: {nearest(policy, RECOMPUTED)}")
     trained = _trained_paths(model, frozen)
     below = {"encoder": any(path.startswith("encoder/") for path in trained), "decoder": bool(trained)}
     useful = done = 0.0
