@@ -33,3 +33,9 @@ def test_eight_devices_equal_one(output, check):
 def test_every_strategy_decodes_the_same_on_a_mesh(tmp_path):
     said = said_by("decoding_checks.py", tmp_path, timeout=3000)
     assert said.count("held: ") == 16, said
+
+
+@pytest.mark.slow
+def test_every_optimizer_is_split_and_goes_on_upon_another_mesh(tmp_path):
+    said = on_eight_devices("optimizer_checks.py", tmp_path, timeout=3000)
+    assert said.count("held: ") == 4, said

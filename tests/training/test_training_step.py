@@ -1,0 +1,216 @@
+"""What a step does beside the update: averages, skipped steps, loss scale, adapters, metrics of groups."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from checkpoints import BERT, TOKENS, equal
+from flax.traverse_util import flatten_dict
+
+import seq2seq_jax.training.loop as loop
+from seq2seq_jax.config import LoraConfig, TrainConfig, from_mapping
+from seq2seq_jax.training import checkpoints, lora
+from seq2seq_jax.training.guard import Guard, judge
+from seq2seq_jax.training.loop import Meter, Stopped, train
+from seq2seq_jax.training.setup import make_training
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained, save_pretrained
+
+
+@pytest.fixture(scope="module")
+def pair():
+    config = {**BERT, "num_hidden_layers": 2}
+    return from_encoder_decoder_configs(config, config, **TOKENS)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    ids = np.random.default_rng(0).integers(3, 31, (4, 5))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids[:, :4]}
+
+
+def training(pair, **values):
+    values = {"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 10, "dropout": 0.0, **values}
+    made = make_training(from_mapping(TrainConfig, values), pair, 10)
+    return made, jax.jit(made.step)
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def test_averages_skipped_steps_and_metrics(pair, batch):
+    rules = ({"match": "encoder", "name": "lower", "learning_rate": 1e-3}, {"match": ".*", "name": "upper"})
+    optimizer = {"learning_rate": 1e-2, "groups": rules, "freeze": ["encoder.embeddings"], "max_skipped": 3}
+    made, step = training(pair, optimizer=optimizer, ema_decay=0.75)
+    assert same(made.usable(made.state), pair.params)
+    first, metrics = step(made.state, batch)
+    norms = [float(metrics[f"grad_norm/{label}"]) for label in ("lower", "upper")]
+    assert math.hypot(*norms) == pytest.approx(float(metrics["grad_norm"]), rel=1e-5) and min(norms) > 0
+    norms = [float(metrics[f"update_norm/{label}"]) for label in ("lower", "upper")]
+    assert math.hypot(*norms) == pytest.approx(float(metrics["update_norm"]), rel=1e-5) and min(norms) > 0
+    assert float(metrics["learning_rate/lower"]) == pytest.approx(1e-3)
+    assert float(metrics["learning_rate/upper"]) == float(metrics["learning_rate"]) == pytest.approx(1e-2)
+    assert not [name for name in metrics if "embeddings" in name], "a frozen group has no norms"
+
+    # One without targets: its loss is nan. Only counters move.
+    bad = {**batch, "labels": np.full_like(batch["labels"], -100)}
+    second, metrics = step(first, bad)
+    assert same((first.params, first.opt_state, first.ema), (second.params, second.opt_state, second.ema))
+    assert not np.isfinite(metrics["loss"])
+    assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == 1 and int(second.step) == 2
+    third, metrics = step(second, batch)
+    direct, expected = step(first, batch)
+    assert same((third.params, third.opt_state, third.ema), (direct.params, direct.opt_state, direct.ema))
+    assert float(metrics["learning_rate"]) == float(expected["learning_rate"]) < 1e-2, "the schedule waited"
+    assert int(metrics["skipped"]) == 1 and int(metrics["skipped_in_a_row"]) == 0
+
+    usable = flatten_dict(made.usable(third), sep="/")
+    trees = [flatten_dict(tree, sep="/") for tree in (pair.params, first.params, third.params)]
+    for path, average in usable.items():
+        start, one, two = (tree[path] for tree in trees)
+        np.testing.assert_allclose(average, 0.5625 * start + 0.1875 * one + 0.25 * two, atol=1e-6, err_msg=path)
+    assert not [path for path in flatten_dict(third.ema, sep="/") if path.startswith("encoder/embeddings")]
+
+
+def test_norms_far_above_the_mean_are_skipped():
+    guard, ok, norm = Guard.create(), jnp.asarray(1.0), lambda x: jnp.asarray(x, jnp.float32)
+    good, _ = judge(guard, ok, norm(1e6), skip_above=3.0)
+    assert good, "nothing is known yet"
+    for value in 10 * [1.0]:
+        good, guard = judge(guard, ok, norm(value), skip_above=3.0)
+    good, guard = judge(guard, ok, norm(2.9), skip_above=3.0)
+    assert good and float(guard.mean_norm) == pytest.approx((10 + 2.9) / 11)
+    for row, value in enumerate((4.0, jnp.nan, jnp.inf), 1):
+        good, after = judge(guard, ok, norm(value), skip_above=3.0)
+        assert not good and int(after.in_a_row) == row == int(after.skipped)
+        assert float(after.mean_norm) == float(guard.mean_norm) and int(after.norms) == 11
+        guard = after
+    assert judge(guard, ok, norm(4.0))[0], "without skip_above"
+
+
+def test_meter_stops_after_too_many_in_a_row():
+    nothing = SimpleNamespace(update=lambda: None, latest=lambda: None, scalars=lambda *a: None)
+
+    def meter(*steps, allowed):
+        watch = Meter(nothing, nothing, 1000, 1000, nothing, max_skipped=allowed)
+        for number, (loss, norm, row) in enumerate(steps, 1):
+            watch.step(number, {"loss": loss, "grad_norm": norm, "skipped_in_a_row": row}, 1)
+        watch.flush()
+
+    meter((np.nan, np.nan, 1), (1.0, 1.0, 0), (1.0, np.inf, 1), (1.0, 9.0, 2), allowed=2)
+    for steps, allowed, message in (
+        ([(1.0, np.inf, 1)], 0, r"^the gradient's norm of step 1 is inf; lower"),
+        (
+            [(1.0, 9.0, 1), (1.0, 9.5, 2)],
+            1,
+            r"norm of step 2 is 9\.5, above .*skip_above .* the 1 steps before it were",
+        ),
+        ([(np.nan, 9.0, 1)], 0, r"^the loss of step 1 is nan; lower .* \(no checkpoint was written yet\)$"),
+    ):
+        with pytest.raises(FloatingPointError, match=message):
+            meter(*steps, allowed=allowed)
+
+
+def test_float16_halves_its_scale_and_recovers(pair, batch):
+    made, step = training(pair, dtype="float16", optimizer={"learning_rate": 1e-2})
+    assert float(made.state.guard.loss_scale) == 2.0**15
+    begin = made.state.replace(guard=made.state.guard.replace(loss_scale=jnp.asarray(2.0**40)))
+    state, metrics = step(begin, batch)
+    assert same((state.params, state.opt_state), (begin.params, begin.opt_state)) and np.isfinite(metrics["loss"])
+    assert int(metrics["skipped"]) == 1 and int(metrics["skipped_in_a_row"]) == 0 and int(state.step) == 1
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    skipped = int(metrics["skipped"])
+    assert 1 < skipped < 30 and float(state.guard.loss_scale) == 2.0 ** (40 - skipped)
+    assert losses[-1] < losses[0] - 0.3
+    # Gradients are those of float32, but for rounding: the scale is out of them again.
+    _, exact = training(pair, optimizer={"learning_rate": 1e-2})[1](made.state, batch)
+    _, half = step(made.state, batch)
+    assert float(half["grad_norm"]) == pytest.approx(float(exact["grad_norm"]), rel=1e-2)
+    assert half["loss"] == pytest.approx(exact["loss"], rel=1e-2) and half["loss"] != exact["loss"]
+
+
+def test_scale_grows_after_good_steps():
+    guard = Guard.create(loss_scale=True).replace(since=jnp.asarray(1998))
+    ok, scales = jnp.asarray(1.0), []
+    for norm in (1.0, 1.0, 1.0, jnp.inf):
+        _, guard = judge(guard, ok, jnp.asarray(norm), loss_scale=True)
+        scales.append(float(guard.loss_scale) / 2**15)
+    assert scales == [1, 2, 2, 1] and int(guard.in_a_row) == 0
+    guard = guard.replace(loss_scale=jnp.asarray(1.0))
+    assert int(judge(guard, ok, jnp.asarray(jnp.inf), loss_scale=True)[1].in_a_row) == 1, "no scale helps"
+
+
+TARGETS = ("attention.query", "attention.out", "mlp.up")
+
+
+def test_adapters(pair, batch, tmp_path):
+    settings = {"rank": 2, "alpha": 8.0, "targets": TARGETS}
+    made, step = training(pair, lora=settings, optimizer={"learning_rate": 1e-2})
+    equal(made.usable(made.state), pair.params)
+    state = made.state
+    adapters = flatten_dict(state.params["lora"], sep="/")
+    shapes = {path.split("block_0/")[1]: x.shape for path, x in adapters.items() if path.startswith("decoder")}
+    assert shapes["self_attention/query/kernel/a"] == (2, 12, 2) and shapes["mlp/up/kernel/b"] == (2, 2, 20)
+    assert shapes["self_attention/query/kernel/b"] == (2, 2, 3, 4)
+    assert shapes["cross_attention/out/kernel/a"] == (2, 3, 4, 2) and len(adapters) == 2 * (3 + 5)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+    moved = flatten_dict(jax.tree.map(lambda a, b: bool((a != b).any()), state.params, made.state.params), sep="/")
+    assert {path for path, yes in moved.items() if yes} == {f"lora/{path}" for path in adapters}
+    assert float(metrics["loss"]) < float(step(made.state, batch)[1]["loss"])
+
+    # Merged by hand, layer by layer; exported, and read again.
+    usable, before = (flatten_dict(tree, sep="/") for tree in (made.usable(state), pair.params))
+    adapters = flatten_dict(state.params["lora"], sep="/")
+    for path, value in usable.items():
+        if f"{path}/a" not in adapters:
+            np.testing.assert_array_equal(value, before[path], err_msg=path)
+            continue
+        for layer in range(2):
+            a, b = (np.asarray(adapters[f"{path}/{leaf}"][layer]) for leaf in "ab")
+            product = (a.reshape(-1, 2) @ b.reshape(2, -1)).reshape(value.shape[1:])
+            np.testing.assert_allclose(value[layer], before[path][layer] + 4.0 * product, atol=1e-6, err_msg=path)
+    save_pretrained(tmp_path, pair.replace(params=made.usable(state)))
+    back = from_pretrained(tmp_path)
+    logits = jax.jit(lambda p: pair.model.apply({"params": p}, **batch).logits)
+    np.testing.assert_array_equal(logits(back.params), logits(made.usable(state)))
+
+
+def test_adapters_that_do_not_fit(pair):
+    with pytest.raises(ValueError, match=r"lora\.targets 'attention\.qery' matches no kernel's name: .*attention"):
+        lora.add_adapters(pair.params, LoraConfig(rank=1, targets=("attention.qery",)), pair.config, seed=0)
+    with pytest.raises(ValueError, match=r"groups\[0\] \('encoder'\) gets no parameter"):
+        training(pair, lora={"rank": 1}, optimizer={"groups": ({"match": "encoder"}, {"match": ".*"})})
+    with pytest.raises(ValueError, match=r"lora\.targets is empty"):
+        LoraConfig(rank=1, targets=())
+
+
+def test_run_with_adapters_and_averages_goes_on(tmp_path, monkeypatch):
+    """Stopped and continued, with a step that is skipped: the run without a stop; its export is its checkpoint."""
+    work, shard = toy.make(tmp_path), loop.shard_batch
+    config = toy.config(
+        work, lora={"rank": 2}, ema_decay=0.5, num_steps=3, optimizer={"max_skipped": 1, "learning_rate": 0.1},
+        evaluation={"metrics": ("exact_match",)},
+    )  # fmt: skip
+    steps = iter([1, 2, 3, 1, 2, 3])  # in the order in which they are prepared
+
+    def poisoned(batch, *args, **kwargs):
+        if next(steps) == 2:
+            batch = {**batch, "labels": np.full_like(batch["labels"], -100)}
+        return shard(batch, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "shard_batch", poisoned)
+    whole = train(config, work / "whole")
+    with pytest.raises(Stopped):
+        train(config, work / "stopped", stop_at=2)
+    stopped = train(config, work / "stopped")
+    assert toy.records(work / "stopped", "train/skipped") == {1: 0, 2: 1, 3: 1}
+    equal(from_pretrained(stopped).params, from_pretrained(whole).params)
+    equal(checkpoints.load_trained(work / "whole", step=3).pretrained.params, from_pretrained(whole).params)
