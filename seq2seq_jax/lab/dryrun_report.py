@@ -28,7 +28,7 @@ from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.optimizers import frozen_parameters
 from seq2seq_jax.weights.loading import abstract_params
 
-GATHERED = "arrays of the cache's size exchanged in a step"
+GATHERED = "cache exchanged"
 
 
 class Setting(NamedTuple):
@@ -184,8 +184,9 @@ def _section(part: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[tu
             yield f"  {name}", f"{_bytes(count)} a chip"
     yield "  peak", f"{_bytes(part['bytes']['peak'])} a chip: {'fits' if part['fits'] else 'does NOT fit'}"
     if "model_flops_all_chips" in part:
-        yield "  FLOPs by shapes", f"{_flops(part['model_flops_all_chips'])}; recomputed ones too: " + _flops(
-            part["flops_all_chips"]
+        yield (
+            "  FLOPs by shapes",
+            f"{_flops(part['model_flops_all_chips'])}; recomputed ones too: " + _flops(part["flops_all_chips"]),
         )
     if "seconds" not in part:
         return
@@ -203,7 +204,7 @@ def _section(part: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[tu
     else:
         yield "  before the first step", _seconds(max(part["seconds_before_the_first_step"].values()))
         yield "  tokens/s bound", f"{part['tokens_per_second_bound']:,.0f} written"
-        yield f"  {GATHERED}", str(part["cache_gathers"])
+        yield f"  {GATHERED}", f"{part['cache_gathers']} times in a step"
 
 
 def _bytes(count: float | None) -> str:
