@@ -88,5 +88,6 @@ if __name__ == "__main__":
     # Before anything imports jax, which then asks no metadata server for a TPU.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
     if devices_asked(sys.argv):
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices_asked(sys.argv)}"
+        count = f"--xla_force_host_platform_device_count={devices_asked(sys.argv)}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     app.run(main)

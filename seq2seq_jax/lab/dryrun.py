@@ -26,7 +26,7 @@ from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.generate import rules_of, strategy_of
 from seq2seq_jax.decoding.loop import Source
 from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_hlo import Cost, Program
+from seq2seq_jax.lab.dryrun_hlo import Cost, Program, sizes_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.mesh import batch_parts, batch_sharding
@@ -107,7 +107,7 @@ class TrainReport:
 class DecodeReport:
     """A search. rows, source: its input. beams, capacity: of the cache. held: bytes a chip of parameters and cache.
     start: what comes before the first step. step: of one step at the full capacity. memory: of the loop.
-    cache_gathers: exchanges, in a step, of arrays as large as a layer's part of the cache."""
+    cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values' sizes on a chip."""
 
     rows: int
     source: int
@@ -216,9 +216,9 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
         return dataclasses.replace(report, needed=error.needed)
     program = Program(loop.as_text())
     step = program.cost(unknown_turns=1).plus(program.cost(unknown_turns=0), -1)
-    stores = (carry.cache.keys, carry.cache.values, carry.cache.cross)
-    sizes = {_local_size(store) for store in jax.tree.leaves(stores)}
-    gathers = sum(n for c, n in step.collectives.items() if c.kind != "all-reduce" and sizes & {*c.elements})
+    stores = jax.tree.leaves((carry.cache.keys, carry.cache.values, carry.cache.cross))
+    parts = {sizes_of(store.sharding.shard_shape(store.shape)) for store in stores}
+    gathers = sum(n for c, n in step.collectives.items() if c.kind != "all-reduce" and parts & {*c.given})
     return dataclasses.replace(
         report,
         start=Program(begun.as_text()).cost(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -44,12 +44,17 @@ class Shape(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """What devices exchange. kind: of `COLLECTIVES`. group: how many take part. elements: numbers in each array that a
-    device gives. whole: bytes of all devices' together. sent: bytes that each device must send, nothing twice."""
+    """What devices exchange.
+
+    Attributes:
+      kind: of `COLLECTIVES`. group: how many take part.
+      given: `sizes_of` each array that a device gives.
+      whole: bytes of all devices' together. sent: bytes that each device must send, if nothing is sent twice.
+    """
 
     kind: str
     group: int
-    elements: tuple[int, ...]
+    given: tuple[tuple[int, ...], ...]
     whole: float
     sent: float
 
@@ -140,6 +145,11 @@ def instruction(line: str) -> Instruction | None:
         rest=after[close:],
         root=head.group(1) is not None,
     )
+
+
+def sizes_of(dims: Sequence[int]) -> tuple[int, ...]:
+    """What stays of an array's sizes when its axes are permuted and those of 1 come and go."""
+    return tuple(sorted(size for size in dims if size != 1))
 
 
 def _closed(text: str, begin: int) -> int:
@@ -243,13 +253,13 @@ class Program:
         if kind not in COLLECTIVES:
             return None
         shapes = [shape for name in i.operands for shape in self.computations[where][name].shapes]
-        elements, given = tuple(s.size for s in shapes), sum(s.size * s.width for s in shapes)
+        given = sum(s.size * s.width for s in shapes)
         group = self._group(i)
         if kind == "all-reduce" and "all-reduce-scatter" in where:  # a TPU's reduce-scatter
             kind = "reduce-scatter"
         whole = given * group if kind == "all-gather" else given
         share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}.get(kind, (group - 1) / group)
-        return Collective(kind, group, elements, whole, whole * share)
+        return Collective(kind, group, tuple(map(sizes_of, (s.dims for s in shapes))), whole, whole * share)
 
     def _group(self, i: Instruction) -> int:
         """How many devices take part together: of [groups,size]<=[...], or {{0,1},{2,3}}."""

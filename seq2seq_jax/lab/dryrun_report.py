@@ -29,7 +29,7 @@ from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.setup import make_training
 from seq2seq_jax.weights.loading import abstract_params
 
-GATHERED = "arrays of the cache's size exchanged in a step"
+GATHERED = "cache exchanged"
 
 
 class Setting(NamedTuple):
@@ -206,7 +206,7 @@ def _section(part: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[tu
     else:
         yield "  before the first step", _seconds(max(part["seconds_before_the_first_step"].values()))
         yield "  tokens/s bound", f"{part['tokens_per_second_bound']:,.0f} written"
-        yield f"  {GATHERED}", str(part["cache_gathers"])
+        yield f"  {GATHERED}", f"{part['cache_gathers']} times in a step"
 
 
 def _bytes(count: float | None) -> str:
