@@ -207,10 +207,14 @@ class TrainConfig:
         None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
     )
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
+    profile_at: int | None = setting(
+        None, help="a profile of the steps from this one on is written to profile/, for TensorBoard", may_change=True
+    )
+    profile_steps: int = setting(3, help="how many steps are in it", may_change=True)
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every", "loss_chunk"))
+        _check_counts(self, "config", ("log_every", "loss_chunk", "profile_at", "profile_steps"))
         _check_counts(self, "config", ("num_steps", "seed"), low=0)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),

@@ -47,10 +47,10 @@ def make_batch(
 
 
 class HostBatch(NamedTuple):
-    """rows: of the whole batch. tokens: source and target tokens in it, padding aside. arrays: `make_batch`
-    of the rows that this process needs."""
+    """bucket: the whole batch's shape. tokens: source and target tokens in it, padding aside. arrays: `make_batch` of
+    the rows that this process needs."""
 
-    rows: int
+    bucket: Bucket
     tokens: int
     arrays: dict[str, np.ndarray]
 
@@ -89,7 +89,7 @@ def batches(
         filled = examples[examples >= 0]
         tokens = int(encoded.source_lengths[filled].sum() + encoded.target_lengths[filled].sum())
         arrays = make_batch(encoded, bucket, examples[rows], source_pad_id, packed=plan.packed)
-        return HostBatch(bucket.rows, tokens, arrays)
+        return HostBatch(bucket, tokens, arrays)
 
     data = grain.MapDataset.source(_Source(plan, stop))[start:].map(make)
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))

@@ -32,7 +32,7 @@ from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.mesh import batch_parts, batch_sharding
 from seq2seq_jax.training.flops import StepFlops, step_flops
 from seq2seq_jax.training.loop import check_division
-from seq2seq_jax.training.setup import abstract_state, make_training, training_model
+from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights import hf_config
 from seq2seq_jax.weights.loading import abstract_params
 from seq2seq_jax.weights.pretrained import new_pair
@@ -170,8 +170,7 @@ def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainRe
     place = batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct((bucket.rows, n), jnp.int32, sharding=place) for k, n in lengths.items()}
     held = {"parameters": bytes_held(params), "optimizer state": bytes_held(state.opt_state)}
-    applied, _ = training_model(model, config)
-    flops = step_flops(applied, training.frozen, bucket.rows, bucket.source_length, bucket.target_length)
+    flops = step_flops(training.model, training.frozen, bucket.rows, bucket.source_length, bucket.target_length)
     try:
         compiled = _compiled(jax.jit(training.step, donate_argnums=0), mesh, state, batch)
     except DoesNotFit as error:

@@ -1,49 +1,17 @@
-"""Chips, and devices that are not there: a TPU slice by its topology's name, or virtual CPU devices.
-
-Figures a chip, from Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v4 and
-so on): HBM capacity, peak bfloat16 FLOP/s, HBM bandwidth, and inter-chip interconnect. Of the last the pages give all
-links of a chip together, 2400, 1600, 4800 and 3200 Gbit/s; that is what a chip can send if all its links work at once,
-in one direction.
-"""
+"""Devices that are not there: a TPU slice by its topology's name, or virtual CPU devices."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from seq2seq_jax.config.validation import check, nearest
+from seq2seq_jax.parallel.chips import CHIPS, Chip
 
-
-class Chip(NamedTuple):
-    """memory: bytes. flops: bfloat16 a second. bandwidth: bytes of memory a second. network: bytes sent a second.
-    axes: of its torus. most: chips of a slice. example: a topology. options: of get_topology_desc."""
-
-    name: str
-    memory: int
-    flops: float
-    bandwidth: float
-    network: float
-    axes: int
-    most: int
-    example: str
-    options: dict[str, Any] = {}  # noqa: RUF012
-
-
-GIB = 2**30
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        # Its two cores work as one, as jobs on v4 run.
-        Chip("v4", 32 * GIB, 275e12, 1228e9, 300e9, 3, 4096, "v4:4x4x4", {"chip_config_name": "megacore"}),
-        Chip("v5e", 16 * GIB, 197e12, 819e9, 200e9, 2, 256, "v5e:16x16"),
-        Chip("v5p", 95 * GIB, 459e12, 2765e9, 600e9, 3, 6144, "v5p:4x4x4"),
-        Chip("v6e", 32 * GIB, 918e12, 1640e9, 400e9, 2, 256, "v6e:16x16"),
-    )
-}
 EXAMPLES = "v5e:2x4, v5e:16x16, v4:4x4x4, v5p:4x4x4, v6e:4x4"
 INSTALL = "pip install 'jax[tpu]'"
 

@@ -7,14 +7,12 @@ import json
 import math
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -28,13 +26,15 @@ from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
+from seq2seq_jax.training.flops import step_flops
 from seq2seq_jax.training.journal import Journal, say
+from seq2seq_jax.training.meter import Meter, Profile
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
 
-REPORT, SCORES = "weights.txt", "scores.json"
+REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 
 
 class Stopped(Exception):
@@ -113,6 +113,7 @@ class Run:
             # The state comes out as it went in, so that the next step needs no program of its own.
             self.step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
         self.state, self.usable, self.apart = state, training.usable, training.apart
+        self.flops = functools.partial(step_flops, training.model, training.frozen)
 
     @property
     def state(self) -> TrainState:
@@ -127,7 +128,7 @@ class Run:
         """A batch as the step takes it."""
         if isinstance(self.step, PmapStep):
             return batch.arrays
-        return shard_batch(batch.arrays, self.mesh, rows=batch.rows)
+        return shard_batch(batch.arrays, self.mesh, rows=batch.bucket.rows)
 
     def complete(self, stop_at: int | None = None) -> Path:
         """Trains, evaluates, exports."""
@@ -187,23 +188,30 @@ class Run:
             local_rows=functools.partial(local_rows, self.mesh),
         )
         bar = tqdm(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
-        with bar, _interrupts() as interrupted:
-            allowed = config.optimizer.max_skipped
-            meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store, max_skipped=allowed)
-            for number, batch in enumerate(planned, start + 1):
-                self._state, metrics = self.step(self._state, self._placed(batch))
-                meter.step(number, metrics, batch.tokens)
+        with bar, ExitStack() as stack, _interrupts() as interrupted:
+            meter = Meter(self.journal, bar, config, self.num_steps, self.store, self.flops)
+            profile = Profile(self.workdir / PROFILE, config.profile_at, config.profile_steps)
+            stack.callback(profile.close)
+            for number in range(start + 1, self.num_steps + 1):
+                with meter.during("data"):
+                    batch = next(planned)
+                profile.before(number)
+                with meter.compiling(batch.bucket):
+                    self._state, metrics = self.step(self._state, self._placed(batch))
+                profile.after(number, metrics)
+                meter.step(number, metrics, batch)
                 signalled = interrupted()
                 stop = signalled or ("asked to" if number == stop_at else None)
                 measure = self._measured(number)
                 if measure or stop or _every(number, config.checkpoints.every):
                     meter.flush()
                     # After a signal the time may be short: the next run makes up for it.
-                    evaluation = self._measure(number) if measure and not signalled else None
+                    with meter.during("evaluation"):
+                        evaluation = self._measure(number) if measure and not signalled else None
                     scores = evaluation and evaluation.scores
-                    usable = self.usable(self.state)
-                    checkpoints.save(self.store, number, self.state, usable, self.train.fingerprint, scores)
-                    meter.pause_over()
+                    with meter.during("checkpoint"):
+                        usable = self.usable(self.state)
+                        checkpoints.save(self.store, number, self.state, usable, self.train.fingerprint, scores)
                 if stop:
                     raise Stopped(number, stop)
         return evaluation
@@ -231,62 +239,6 @@ class Run:
             f"  samples.txt, metrics.jsonl, {REPORT}, {checkpoints.CONFIG}, tensorboard/"
         )
         return export
-
-
-class Meter:
-    """Watches the steps: reads their metrics one step late, so that the device never waits for the host."""
-
-    def __init__(self, journal: Journal, bar: tqdm, every: int, last: int, store: Store, *, max_skipped: int):
-        self._journal, self._bar, self._every, self._last, self._store = journal, bar, every, last, store
-        self._max_skipped = max_skipped
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._compiled = False
-        self.pause_over()
-
-    def step(self, number: int, metrics: dict[str, jax.Array], tokens: int) -> None:
-        """Takes the metrics of a step that was begun, and reads those of the step before."""
-        self.flush()
-        self._pending = (number, metrics)
-        self._tokens += tokens
-        self._bar.update()
-
-    def flush(self) -> None:
-        """Reads what is still to be read."""
-        if self._pending is None:
-            return
-        (number, metrics), self._pending = self._pending, None
-        loss = float(metrics["loss"])
-        if int(metrics["skipped_in_a_row"]) > self._max_skipped:
-            self._stop(number, loss, float(metrics["grad_norm"]))
-        if not self._compiled:  # the first step's time is the compiler's
-            self._compiled = True
-            self.pause_over()
-        if number % self._every == 0 or number == self._last:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            now = time.perf_counter()
-            values["tokens_per_second"] = self._tokens / max(now - self._begin, 1e-9)
-            self._tokens, self._begin = 0, now
-            self._journal.scalars(number, values, "train")
-            self._bar.set_postfix(
-                loss=f"{loss:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{values['tokens_per_second']:.0f}"
-            )
-
-    def _stop(self, number: int, loss: float, norm: float) -> None:
-        kept = self._store.latest()
-        saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
-        what, value, more = ("loss", loss, "") if not np.isfinite(loss) else ("gradient's norm", norm, "")
-        if np.isfinite(value):
-            more = ", above optimizer.skip_above times the mean of the last ones"
-        if self._max_skipped:
-            more += f", and the {self._max_skipped} steps before it were skipped too (optimizer.max_skipped)"
-        raise FloatingPointError(
-            f"the {what} of step {number} is {value:.4g}{more}; lower optimizer.learning_rate, raise its warmup_steps,"
-            f" or look for empty targets in the data ({saved})"
-        )
-
-    def pause_over(self) -> None:
-        """Evaluations and checkpoints do not count as time of the steps."""
-        self._tokens, self._begin = 0, time.perf_counter()
 
 
 def _every(number: int, count: int | None) -> bool:

@@ -160,13 +160,14 @@ class Training(NamedTuple):
     """What a run trains by.
 
     Attributes:
-      step: (state, batch) -> (state, metrics), pure.
+      model: as the step applies it. step: (state, batch) -> (state, metrics), pure.
       begin: the pair's parameters -> the first state, which takes them over: each step consumes it.
       usable: state -> the parameters to evaluate and to export, with averages and adapters worked in.
       apart: whether those are others than state.params.
       frozen: a tree of booleans like state.params; None: all are trained.
     """
 
+    model: EncoderDecoder
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     begin: Callable[[Any], TrainState]
     usable: Callable[[TrainState], Any]
@@ -217,7 +218,7 @@ def make_training(
     begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)
     together = jax.jit(merge) if adapted else lambda tree: tree
     usable = lambda state: together(averages(state))
-    return Training(step, begin, usable, adapted or averaged is not None, groups.frozen)
+    return Training(applied, step, begin, usable, adapted or averaged is not None, groups.frozen)
 
 
 def abstract_state(training: Training, params: Any) -> TrainState:

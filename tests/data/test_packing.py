@@ -101,7 +101,7 @@ def test_packed_batches():
     (batch,) = batches(encoded, plan, 0, 1, source_pad_id=99)
     rows = {tuple(row): {name: array[i].tolist() for name, array in batch.arrays.items()}
             for i, row in enumerate(batch.arrays["input_ids"].tolist())}  # fmt: skip
-    assert batch.rows == 3 and batch.tokens == 10
+    assert batch.bucket.rows == 3 and batch.tokens == 10
     assert rows[5, 6, 99, 99] == {
         "input_ids": [5, 6, 99, 99], "attention_mask": [1, 1, 0, 0], "labels": [11, -100, -100],
         "encoder_pack_ids": [1, 1, 0, 0], "decoder_pack_ids": [1, 0, 0],

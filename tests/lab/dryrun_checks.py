@@ -54,14 +54,12 @@ from seq2seq_jax.config import TrainConfig, from_mapping  # noqa: E402
 from seq2seq_jax.lab import dryrun, dryrun_search  # noqa: E402
 from seq2seq_jax.lab.dryrun_chips import CHIPS  # noqa: E402
 from seq2seq_jax.parallel.mesh import make_mesh  # noqa: E402
-from seq2seq_jax.training.optimizers import frozen_parameters, optimizer  # noqa: E402
-from seq2seq_jax.training.setup import abstract_state  # noqa: E402
-from seq2seq_jax.training.step import TrainState  # noqa: E402
+from seq2seq_jax.training.setup import abstract_state, make_training  # noqa: E402
 from seq2seq_jax.weights.loading import abstract_params  # noqa: E402
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs  # noqa: E402
 
 values = {"encoder": "x", "decoder": "x", "data": {"train": "x", "max_source_length": 16, "max_target_length": 8}}
-values |= {"batch": {"size": 16}, "num_steps": 1, "optimizer": {"freeze": ("encoder/embeddings",)}}
+values |= {"batch": {"size": 16}, "num_steps": 1, "optimizer": {"freeze": ("encoder.embeddings",)}}
 config = from_mapping(TrainConfig, values)
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 model = dryrun.abstract_model(config, BERT, BERT, mesh, jnp.float32)
@@ -79,8 +77,8 @@ def same_places(abstract, real):
 
 with jax.set_mesh(mesh):
     params = abstract_params(model, mesh, jnp.float32)
-    tx = optimizer(config.optimizer, 1, frozen_parameters(params, config.optimizer.freeze))
-    same_places(abstract_state(params, tx, mesh), TrainState.create(pair.params, tx))
+    training = make_training(config, model, params, 1)
+    same_places(abstract_state(training, params), training.begin(pair.params))
     held("the state lies where a run's does")
     same_places(dryrun.decoding_params(model, mesh), pair.model.decoding_params(pair.params))
     held("decoding parameters lie where a search's do")

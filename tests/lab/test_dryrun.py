@@ -10,14 +10,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from seq2seq_jax.lab.dryrun_flops import step_flops
 
 from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.lab import dryrun, dryrun_chips
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program
 from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.optimizers import frozen_parameters
-from seq2seq_jax.training.setup import abstract_state, training_model, training_step
+from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,7 +107,7 @@ def config_of(**values):
     [
         (LLAMA, {"remat": "full"}),
         (BERT, {"optimizer": {"freeze": ("encoder",)}}),
-        (BERT, {"optimizer": {"freeze": (".*/layers",)}, "warm_start": {"tie_encoder_decoder": "embeddings"}}),
+        (BERT, {"optimizer": {"freeze": (r".*\.layers",)}, "warm_start": {"tie_encoder_decoder": "embeddings"}}),
         (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
     ],
 )
@@ -117,13 +116,12 @@ def test_flops_of_the_traced_step(decoder, values):
     config, mesh = config_of(**{"batch": {"size": 8}, "dropout": 0.0, **values}), make_mesh()
     model = dryrun.abstract_model(config, BERT, decoder, mesh, jnp.float32)
     params = abstract_params(model, mesh, jnp.float32)
-    frozen = frozen_parameters(params, config.optimizer.freeze)
-    step, tx = training_step(config, model, frozen, 1)
+    training = make_training(config, model, params, 1)
     batch = {"input_ids": (8, 16), "attention_mask": (8, 16), "labels": (8, 8)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in batch.items()}
-    text = jax.jit(step).lower(abstract_state(params, tx, mesh), batch).as_text("hlo")
+    text = jax.jit(training.step).lower(abstract_state(training, params), batch).as_text("hlo")
     counted = Program(text).cost().flops
-    flops = step_flops(training_model(model, config)[0], frozen, 8, 16, 8)
+    flops = step_flops(training.model, training.frozen, 8, 16, 8)
     assert counted == pytest.approx(flops.done, rel=0.02)
     assert (flops.done > flops.useful) == ("remat" in values)
 

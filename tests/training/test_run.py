@@ -45,7 +45,8 @@ def test_what_a_run_leaves(whole):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     names = {"loss", "tokens", "grad_norm", "update_norm", "learning_rate", "skipped", "skipped_in_a_row"}
-    names = {"step", *(f"train/{name}" for name in (*names, "tokens_per_second"))}
+    lost = {f"seconds/{what}" for what in ("compile", "data", "evaluation", "checkpoint")}
+    names = {"step", *(f"train/{name}" for name in (*names, *lost, "tokens_per_second", "goodput"))}
     assert set(rows[0]) == names and {"eval/loss", "eval/rouge1"} < set(rows[-1])
     samples = (whole / "samples.txt").read_text()
     assert samples.startswith("=== step 6\n\nsource:    ") and samples.count("\nreference: ") == 6
