@@ -193,6 +193,11 @@ class TrainConfig:
     attention_impl: str = setting(
         "xla", help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)"
     )
+    scan_unroll: int | None = setting(
+        None,
+        help="""layers in one turn of the loop over them: more compile longer and copy less; unset: all on a CPU without
+        remat, 1 elsewhere""",
+    )
     dropout_bits: str = setting(
         "threefry",
         help="""generator of dropout's random bits, the same on any mesh: threefry (fastest on CPU), rbg or unsafe_rbg
@@ -214,7 +219,7 @@ class TrainConfig:
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every", "loss_chunk", "profile_at", "profile_steps"))
+        _check_counts(self, "config", ("log_every", "loss_chunk", "profile_at", "profile_steps", "scan_unroll"))
         _check_counts(self, "config", ("num_steps", "seed"), low=0)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),

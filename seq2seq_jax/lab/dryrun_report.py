@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +61,6 @@ def report(
       sides: the contents of the config.json of encoder and decoder.
       target: what the devices are, for the reader.
     """
-    config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
     mesh = make_mesh(**config.mesh.sizes, devices=devices)
     model = abstract_model(config, *sides, mesh, dtype)
     params = abstract_params(model, mesh, jnp.float32)

@@ -13,11 +13,12 @@ from flax import struct
 from flax.core import FrozenDict, unfreeze
 
 from seq2seq_jax.config import EncoderDecoderConfig
+from seq2seq_jax.int8 import quantise
 from seq2seq_jax.losses import IGNORED, cross_entropy
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.kernels import segments
-from seq2seq_jax.models.layers import Dtype, Projection, quantise
+from seq2seq_jax.models.layers import Dtype, Projection
 from seq2seq_jax.models.stack import (
     LayerOutput,
     Show,
@@ -79,6 +80,7 @@ class EncoderDecoder(nn.Module):
       dtype: of the computation. param_dtype: of parameters made by `init`.
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
       attention_impl: "xla", or a kernel (models/kernels.py); decoding always takes "xla".
+      scan_unroll: layers in one turn of the loop over them.
       unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
       int8: decoding reads the kernels of layers and head as int8, and makes the tokens that meet them int8 too.
     """
@@ -88,12 +90,13 @@ class EncoderDecoder(nn.Module):
     param_dtype: Dtype = jnp.float32
     remat: str = "none"
     attention_impl: str = "xla"
+    scan_unroll: int = 1
     unrolled: bool = False
     int8: bool = False
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        form = {"unrolled": self.unrolled, "remat": self.remat, "attention_impl": self.attention_impl}
+        form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
         self.encoder = Transformer(c.encoder, **form, **kw)
         self.decoder = Transformer(c.decoder, columns=self.unrolled, **form, **kw)
         if c.has_projection:

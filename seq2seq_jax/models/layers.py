@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.int8 import int8_product
 from seq2seq_jax.losses import chunked_token_losses, token_losses
 from seq2seq_jax.parallel.rules import constrain
 
@@ -91,26 +91,6 @@ class Dropout(nn.Module):
         # Halves of words stand along the length, which no mesh splits.
         bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-2)[..., :length, :]
         return jnp.where(bits >= round(self.rate * 2**16), x * (1.0 / (1.0 - self.rate)), 0.0)
-
-
-def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """x as int8 and float32 scales, one for all of `axes`, that it is multiplied by."""
-    x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / 127.0
-    return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), jnp.squeeze(scale, axes)
-
-
-def int8_product(kernel: jax.Array, scale: jax.Array, x: jax.Array, *, outputs_first: bool) -> jax.Array:
-    """float32 [outputs, ...] or [..., outputs] of kernel int8 [outputs, inputs], its scale [outputs], and tokens x
-    [..., inputs], which are made int8 one by one: contracted over the last axes of both, the form in which XLA's CPU
-    backend is fastest."""
-    tokens, scales = quantise(x, (x.ndim - 1,))
-    product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.int32)
-    if outputs_first:
-        y = product(kernel, tokens, (((1,), (x.ndim - 1,)), ((), ())))
-        return y.astype(jnp.float32) * scale.reshape(-1, *(1,) * (x.ndim - 1)) * scales
-    y = product(tokens, kernel, (((x.ndim - 1,), (1,)), ((), ())))
-    return y.astype(jnp.float32) * scale * scales[..., None]
 
 
 class Projection(Part):

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
+from seq2seq_jax.int8 import quantise
 from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.kernels import Segments
-from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part, quantise
+from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
@@ -259,6 +260,7 @@ class Stack(Part):
     unrolled: bool = False
     remat: str = "none"
     attention_impl: str = "xla"
+    scan_unroll: int = 1
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -279,6 +281,7 @@ class Stack(Part):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),
                 length=plan.repeats,
+                unroll=min(self.scan_unroll, plan.repeats),
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             self.stacked = scanned(c, pattern=pattern, remat=self.remat, **kw)

@@ -53,6 +53,7 @@ class Transformer(Part):
     unrolled: bool = False
     remat: str = "none"
     attention_impl: str = "xla"
+    scan_unroll: int = 1
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -61,7 +62,7 @@ class Transformer(Part):
             self.relative_bias = Bias(c, **kw)
         if c.disentangled is not None:
             self.relative_table = RelativeTable(c, **kw)
-        form = {"unrolled": self.unrolled, "remat": self.remat, "attention_impl": self.attention_impl}
+        form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
         self.layers = Stack(c, columns=self.columns, **form, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
