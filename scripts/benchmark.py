@@ -3,6 +3,7 @@
 scripts/benchmark.py load [--devices=8] [--layers=12]    memory while a random sharded checkpoint is read
 scripts/benchmark.py decode [--rows=headline] [--systems=ours,torch] [--output=FILE]    ours beside others
 scripts/benchmark.py train [--rows=headline] [--systems=ours,torch] [--output=FILE]     steps of ours beside others
+scripts/benchmark.py batches [--pair=DIR] [--data=DATA] [--output=FILE]    an epoch padded, in buckets, packed
 
 decode's --rows is a comma list of: headline, grid (batch 1, 4, 16; beams 1, 4; source 128, 512; two sizes), growth (a
 token's cost from 16 to 128 steps), corpus (1,000 texts to their ends, by --pair), all, or shapes such as
@@ -31,8 +32,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("device", "cpu", "decode, train: cpu (float32) or gpu (bfloat16).")
 flags.DEFINE_bool("in_place", False, "decode, train: this Python for all systems.")
-flags.DEFINE_string("pair", "runs/quickstart/pretrained", "decode: the directory of the corpus row's pair.")
-flags.DEFINE_string("data", "debian-synopsis:train", "decode: the corpus row's texts, in a column 'document'.")
+flags.DEFINE_string(
+    "pair", "runs/quickstart/pretrained", "decode: the directory of the corpus row's pair; batches: of the tokenizers."
+)
+flags.DEFINE_string(
+    "data", "debian-synopsis:train", "decode: the corpus row's texts, in a column 'document'; batches: with 'summary'."
+)
 flags.DEFINE_string("output", None, "decode, train: a file for the figures as JSON lines.")
 
 
@@ -78,6 +83,17 @@ def train() -> None:
     report("train", training, training.parse_rows(FLAGS.rows, options.device), options)
 
 
+def batches() -> None:
+    from seq2seq_jax.lab import batches
+
+    results = []
+    with open(FLAGS.output or os.devnull, "w", encoding="utf-8") as file:
+        for result in batches.measure(*batches.read(FLAGS.data, FLAGS.pair), _options()):
+            results.append(result)
+            print(json.dumps(batches.as_json(result)), file=file, flush=True)
+    print(batches.table(results))
+
+
 def report(work, subject, rows, options) -> None:
     """Measures rows of lab.decoding or lab.training; prints their table."""
     from seq2seq_jax.lab.peers.systems import parse_systems
@@ -95,7 +111,7 @@ def report(work, subject, rows, options) -> None:
             print(subject.table(results))
 
 
-SUBJECTS = {"load": load, "decode": decode, "train": train}
+SUBJECTS = {"load": load, "decode": decode, "train": train, "batches": batches}
 
 
 def main(argv):

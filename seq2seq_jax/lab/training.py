@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seq2seq_jax.config import nearest
+from seq2seq_jax.config import EncoderDecoderConfig, nearest
 from seq2seq_jax.config.validation import check
+from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
 from seq2seq_jax.lab.side_by_side import Options, Rates, in_turn, rates_of
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.training.flops import step_flops
 
 REFERENCE = "torch"  # what times are compared with
 LEARNING_RATE = 5e-5
@@ -66,15 +69,15 @@ def _shape(name: str) -> Row:
     return row
 
 
-def model_flops(size: Size, row: Row) -> int:
-    """FLOPs of a step's matrix products: forward, and twice that backward. Nothing is counted twice that is computed
-    again; norms, softmax and the optimizer are left out."""
-    h, wide = size.hidden, size.intermediate
-    source, target = row.batch * row.source, row.batch * row.target
-    encoder = 2 * source * (4 * h * h + 2 * h * wide) + 4 * row.batch * row.source**2 * h
-    decoder = 2 * target * (6 * h * h + 2 * h * wide) + 2 * source * 2 * h * h
-    decoder += 4 * row.batch * row.target * (row.target + row.source) * h
-    return 3 * (size.layers * (encoder + decoder) + 2 * target * (h * h + h * size.vocab))
+def model_of(size: Size) -> EncoderDecoder:
+    """A pair of two BERTs."""
+    sides = (from_hf(size.bert, role) for role in ("encoder", "decoder"))
+    return EncoderDecoder(EncoderDecoderConfig(*sides, 1, 0, ()))
+
+
+def model_flops(size: Size, row: Row) -> float:
+    """FLOPs of a step's matrix products, forward and backward."""
+    return step_flops(model_of(size), None, row.batch, row.source, row.target).useful
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,9 @@ def measure(rows: Sequence[Row], systems: Sequence[System], options: Options) ->
 
 def _request(row: Row) -> dict[str, Any]:
     draw = lambda length: np.random.default_rng(length).integers(1000, SIZES[row.size].vocab, (row.batch, length))
-    return {"kind": "train", "input_ids": draw(row.source).tolist(), "labels": draw(row.target).tolist()}
+    arrays = {"input_ids": draw(row.source), "attention_mask": np.ones((row.batch, row.source), int)}
+    arrays["labels"] = draw(row.target)
+    return {"kind": "train", "arrays": {name: array.tolist() for name, array in arrays.items()}}
 
 
 def _result(name: str, row: Row, answers: Sequence[Mapping[str, Any]], rates: Rates | None, versions) -> Result:

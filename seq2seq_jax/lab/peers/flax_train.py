@@ -32,7 +32,7 @@ def load(setting):
 
 
 def train(held, request):
-    ids, labels = (np.asarray(request[name], np.int32) for name in ("input_ids", "labels"))
+    ids, labels = (np.asarray(request["arrays"][name], np.int32) for name in ("input_ids", "labels"))
     decoder = np.asarray(shift_tokens_right(labels, 0, 1))
     rows = lambda ids: np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     batch = {

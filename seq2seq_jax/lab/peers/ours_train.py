@@ -2,16 +2,13 @@
 
 import harness
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ours_decode import peak, rates, reset
 
 import seq2seq_jax as s2s
-from seq2seq_jax.config import OptimizerConfig
+from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
-from seq2seq_jax.training.optimizers import learning_rate, optimizer
-from seq2seq_jax.training.state import TrainState
-from seq2seq_jax.training.step import make_train_step
+from seq2seq_jax.training.setup import make_training
 
 
 def load(setting):
@@ -19,17 +16,19 @@ def load(setting):
         raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
     mesh = make_mesh(data=-1)
     jax.set_mesh(mesh)
-    pair = s2s.from_pretrained(setting["directory"], dtype=jnp.dtype(setting["dtype"]), mesh=mesh)
-    config = OptimizerConfig(learning_rate=setting["learning_rate"], schedule="constant")
-    tx = optimizer(config, 1000)
-    step = make_train_step(pair.model, tx, learning_rate(config, 1000), seed=0)
-    return {"step": jax.jit(step, donate_argnums=0), "state": TrainState.create(pair.params, tx), "mesh": mesh}, setting
+    pair = s2s.from_pretrained(setting["directory"], mesh=mesh)
+    values = {"encoder": setting["directory"], "decoder": setting["directory"], "data": {"train": "given"}}
+    values |= {"num_steps": 1000, "dtype": setting["dtype"], **setting.get("config", {})}
+    values["optimizer"] = {"learning_rate": setting["learning_rate"], "schedule": "constant"}
+    training = make_training(from_mapping(TrainConfig, values), pair.model, pair.params, 1000)
+    state = training.begin(pair.params)
+    step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
+    return {"step": step, "state": state, "mesh": mesh}, setting
 
 
 def train(loaded, request):
     held = loaded[0]
-    batch = {name: np.asarray(request[name], np.int32) for name in ("input_ids", "labels")}
-    batch["attention_mask"] = np.ones_like(batch["input_ids"])
+    batch = {name: np.asarray(rows, np.int32) for name, rows in request["arrays"].items()}
 
     def work():
         held["state"], metrics = held["step"](held["state"], shard_batch(batch, held["mesh"]))

@@ -24,6 +24,19 @@ class Size(NamedTuple):
     vocab: int = 30522
     positions: int = 512
 
+    @property
+    def bert(self) -> dict[str, Any]:
+        """A side as BERT's config.json says it."""
+        return {
+            "model_type": "bert",
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate,
+            "max_position_embeddings": self.positions,
+        }
+
 
 SIZES = {"base": Size(12, 768, 12, 3072), "small": Size(6, 384, 12, 1536)}
 EVERYWHERE = ("cpu", "gpu")

@@ -17,7 +17,7 @@ def load(setting):
 
 def train(state, request):
     run, model, adamw, setting = state
-    ids, labels = (torch.tensor(request[name], device=model.device) for name in ("input_ids", "labels"))
+    ids, labels = (torch.tensor(request["arrays"][name], device=model.device) for name in ("input_ids", "labels"))
     half = setting["dtype"] == "bfloat16"
 
     def work():
