@@ -59,6 +59,7 @@ def attend(
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
     y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v, preferred_element_type=jnp.float32)
+    y = checkpoint_name(y, "attention_out")
     y, weights = (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
     return y.reshape(shape), weights.reshape(*shape[:3], -1)
 
@@ -170,5 +171,4 @@ class Attention(Part):
             check_kernel(name, c, q, keys_values[0], dropout=drop is not None, bias=bias is not None)
             causal, window = (False, None) if self.cross else (c.causal, self.settings.window)
             y, weights = fused_attention(name, q, *keys_values, mask, causal=causal, window=window, **options), None
-        y = checkpoint_name(y, "attention_out")
         return self.out(jnp.transpose(y, (1, 3, 0, 2)) if self.columns else jnp.swapaxes(y, 1, 2)), weights

@@ -82,6 +82,7 @@ def _splash(q, k, v, mask: Segments, *, causal: bool, window: int | None, softca
     sizes = {f"block_q{step}": of_q for step in ("", "_dkv", "_dq")}
     sizes |= {f"block_kv{step}": of_k for step in ("", "_dkv", "_dq")}
     settings = {"block_sizes": splash_attention.BlockSizes(**sizes), "attn_logits_soft_cap": softcap}
+    settings["residual_checkpoint_name"] = "attention_out"
 
     def run(q, k, v, mask):
         heads = splash_attention.MultiHeadMask([sight] * q.shape[1])

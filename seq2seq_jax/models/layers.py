@@ -249,9 +249,10 @@ class Mlp(Part):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         activation = ACTIVATIONS[self.config.activation]
-        y = activation(self.gate(x)) * self.up(x) if self.config.mlp_gated else activation(self.up(x))
+        up = checkpoint_name(self.up(x), "mlp")  # what the activation's derivative reads
+        y = activation(checkpoint_name(self.gate(x), "mlp")) * up if self.config.mlp_gated else activation(up)
         y = constrain(y, ("mlp", "batch", "length") if self.columns else ("batch", *("length",) * (y.ndim - 2), "mlp"))
-        return self.down(self.drop(checkpoint_name(y, "mlp"), deterministic=not train))
+        return self.down(self.drop(y, deterministic=not train))
 
 
 class Head(Part):

@@ -27,7 +27,8 @@ from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
-# What the backward pass finds kept, beside each layer's input; "none" is not among them: it keeps everything.
+# What the backward pass finds kept beside each layer's input; "none", which keeps everything, is not among them. Of the
+# kernels of attention only splash's gives its output to keep.
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
     "full": None,
