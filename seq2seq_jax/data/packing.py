@@ -25,7 +25,7 @@ def pack(
       int [rows, most examples in a row]; -1 behind a row's last example.
     """
     # Both sides in one unit, so that they compare and are whole numbers.
-    sides = np.stack([source_lengths * target_room, target_lengths * source_room]).astype(np.int64)
+    sides = np.stack([source_lengths, target_lengths]).astype(np.int64) * [[target_room], [source_room]]
     room = source_room * target_room
     rows = []
     for start in range(0, len(order), WINDOW):
