@@ -12,9 +12,11 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
 import seq2seq_jax as s2s
+from seq2seq_jax.config import DROPOUT_BITS
+from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.parallel.data_parallel import AXIS, pmap_step, replicate, split, unreplicate
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
-from seq2seq_jax.parallel.rules import partition_spec
+from seq2seq_jax.parallel.rules import constrain, partition_spec
 from seq2seq_jax.training.step import TrainState, loss_and_grads, make_train_step
 
 WORK = Path(sys.argv[1])
@@ -115,6 +117,20 @@ gathers = [line.split(" all-gather(")[0] for line in hlo.splitlines() if " all-g
 assert gathers and not [line for line in gathers if re.search(r"\b42\b", line)], "the vocabulary is gathered"
 assert "f32[1,2,21]" in hlo and "f32[2,6,21]" not in hlo, "a tile is not 2 tokens by half of the 42 rows"
 held("chunked loss")
+
+
+def dropped(x, key):
+    return Dropout(0.3).apply({}, x, deterministic=False, rngs={"dropout": key})
+
+
+for bits in DROPOUT_BITS.values():
+    inputs = jnp.ones((8, 7, 16)), jax.random.key(0, impl=bits)
+    dropped_1 = np.asarray(jax.jit(dropped)(*inputs))
+    with jax.set_mesh(mesh):
+        split_up = jax.jit(lambda x, key: dropped(constrain(x, ("batch", "length", "mlp")), key))(*inputs)
+    assert {s.data.shape for s in split_up.addressable_shards} == {(2, 7, 8)}
+    np.testing.assert_array_equal(np.asarray(split_up), dropped_1)
+held("dropout by any generator")
 
 # Activations are split too: the encoder's MLP works on a quarter of the batch and half of its width.
 assert partition_spec(("batch", "length", "mlp"), mesh) == P(("data", "fsdp"), None, "tensor")

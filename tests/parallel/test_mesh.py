@@ -14,6 +14,7 @@ CHECKS = (
     "gradient, sharded as its parameter",
     "greedy and beam search",
     "chunked loss",
+    "dropout by any generator",
     "activations are split as asked",
     "pmap",
     "training step, the optimizer's state sharded",
