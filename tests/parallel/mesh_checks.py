@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import steps
@@ -12,8 +13,11 @@ from jax.sharding import PartitionSpec as P
 from steps import flat, true_rows
 
 import seq2seq_jax as s2s
+from seq2seq_jax.config import DROPOUT_BITS
+from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
+from seq2seq_jax.parallel.rules import constrain
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step import loss_and_grads, make_train_step
@@ -76,6 +80,20 @@ gathers = [line.split(" all-gather(")[0] for line in hlo.splitlines() if " all-g
 assert gathers and not [line for line in gathers if re.search(r"\b62\b", line)], "the vocabulary is gathered"
 assert "f32[1,4,31]" in hlo and "f32[4,6,31]" not in hlo, "a tile is not 4 tokens by half of the 62 rows"
 held("chunked loss")
+
+
+def dropped(x, key):
+    return Dropout(0.3).apply({}, x, deterministic=False, rngs={"dropout": key})
+
+
+for bits in DROPOUT_BITS.values():
+    inputs = jnp.ones((8, 7, 16)), jax.random.key(0, impl=bits)
+    dropped_1 = np.asarray(jax.jit(dropped)(*inputs))
+    with jax.set_mesh(mesh):
+        split_up = jax.jit(lambda x, key: dropped(constrain(x, ("batch", "length", "mlp")), key))(*inputs)
+    assert {s.data.shape for s in split_up.addressable_shards} == {(2, 7, 8)}
+    np.testing.assert_array_equal(np.asarray(split_up), dropped_1)
+held("dropout by any generator")
 
 settings = {"num_beams": 3, "max_length": 12}
 beams_1 = one.generate(batch["input_ids"][:8], batch["attention_mask"][:8], **settings)

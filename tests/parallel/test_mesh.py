@@ -9,6 +9,7 @@ CHECKS = (
     "parameters and optimizer state go in and come out split",
     "activations are split as asked",
     "chunked loss",
+    "dropout by any generator",
     "beam search",
     "pmap",
     "a checkpoint comes back bit for bit on other meshes, and on one device",
