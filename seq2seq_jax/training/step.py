@@ -31,7 +31,7 @@ class TrainState:
     def create(cls, params: Any, tx: optax.GradientTransformation) -> TrainState:
         """The state before the first step; on the mesh of `params`, if they are on one (see `state_shardings`)."""
         begin = lambda params: (jnp.zeros((), jnp.int32), tx.init(params))
-        if isinstance(jax.tree.leaves(params)[0].sharding, NamedSharding):
+        if isinstance(getattr(jax.tree.leaves(params)[0], "sharding", None), NamedSharding):
             shapes = jax.eval_shape(begin, params)
             begin = jax.jit(begin, out_shardings=state_shardings(shapes, params))
         step, opt_state = begin(params)
