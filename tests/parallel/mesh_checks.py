@@ -127,8 +127,8 @@ for sizes in ({"replica": 2, "data": 1, "fsdp": 4}, {"tensor": 4}, {"data": 1}):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found, written = (dict(jax.tree_util.tree_leaves_with_path(s))[path] for s in (back, many_step.state))
         assert found.sharding.is_equivalent_to(shape.sharding, found.ndim), name
-        rows = min(len(found), len(written)) if found.ndim else None
-        np.testing.assert_array_equal(np.asarray(found)[:rows], np.asarray(written)[:rows], err_msg=name)
+        part = slice(min(len(found), len(written))) if found.ndim else ...  # vocabularies are padded otherwise
+        np.testing.assert_array_equal(np.asarray(found)[part], np.asarray(written)[part], err_msg=name)
 store.close()
 held("a checkpoint comes back bit for bit on other meshes, and on one device")
 
