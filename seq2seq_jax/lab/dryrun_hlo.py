@@ -18,7 +18,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute
 # They move nothing: names for what is there, and the ends of what was begun before.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-    "iota", "custom-call", "opt-barrier", "copy-done", "async-done", "slice-done", "while", "conditional", "call",
+    "iota", "custom-call", "opt-barrier", "while", "conditional", "call", "async-start", "async-update",
 )  # fmt: skip
 KERNEL = 'custom_call_target="tpu_custom_call"'
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
@@ -287,6 +287,8 @@ class Program:
             target = i.shapes[0 if i.opcode == "copy-start" else len(i.operands)]
             read = target.size * target.width if self._operand_bytes(i.operands[0], where) else 0.0
             return target.bytes + read
+        if i.opcode.endswith("-start"):  # of a collective: what is given stands among the results
+            return i.bytes
         return i.bytes + sum(self._operand_bytes(name, where) for name in i.operands)
 
     def _operand_bytes(self, name: str, where: str) -> float:

@@ -55,7 +55,7 @@ def test_eight_devices(eight_devices, check):
 
 
 def test_flops_agree(eight_devices):
-    """By the shapes, and counted in the compiled step of 8 devices, whose loops run 3 times."""
+    """By the shapes, and counted in the compiled step of 8 devices, whose loops run twice."""
     train = eight_devices[2]["train"]
     assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
     assert train["model_flops_all_chips"] < 0.8 * train["flops_all_chips"]
@@ -64,7 +64,7 @@ def test_flops_agree(eight_devices):
 def test_report(eight_devices):
     _, out, figures = eight_devices
     assert figures["mesh"] == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2} and figures["chips"] == 8
-    assert figures["parameters"] == figures["trained_parameters"] > 40000
+    assert figures["parameters"] == figures["trained_parameters"] > 30000
     train, search = figures["train"], figures["decode"]
     assert train["batch"] == {"rows": 16, "source": 16, "target": 8}
     held = train["bytes"]
@@ -86,10 +86,10 @@ def test_report(eight_devices):
     assert {"all-gather", "all-reduce"} <= train["collectives"].keys()
     assert train["bytes_sent"] == pytest.approx(sum(c["bytes_sent"] for c in train["collectives"].values()))
 
-    assert search["batch"] == {"rows": 12, "source": 16, "beams": 3, "capacity": 32}
-    # Keys and values of 3 layers: 3 rows, half of the heads, 8 features; 32 x 3 written positions, 16 of the source.
-    cache = 3 * 2 * 4 * 3 * 2 * 8 * (3 * 32 + 16)
-    small = 3 * 16 + 3 * 3 * 32 * 4 + 4  # mask, ancestry, index
+    assert search["batch"] == {"rows": 12, "source": 16, "beams": 2, "capacity": 32}
+    # Keys and values of 2 layers: 3 rows, half of the heads, 8 features; 32 x 2 written positions, 16 of the source.
+    cache = 2 * 2 * 4 * 3 * 2 * 8 * (2 * 32 + 16)
+    small = 3 * 16 + 3 * 2 * 32 * 4 + 4  # mask, ancestry, index
     assert search["bytes"]["cache"] == cache + small
     assert search["cache_gathers"] == 0 and search["flops"] > 0
     assert search["seconds_before_the_first_step"]["compute"] > search["seconds"]["compute"]
