@@ -23,7 +23,9 @@ FREE = (
 KERNEL = 'custom_call_target="tpu_custom_call"'
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 LINE = re.compile(r"\s*(ROOT )?%?(\S+) = ")
-HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
+# With or without its shape in front; what jax lowers has no %.
+OPERAND = re.compile(r"%?([A-Za-z_][\w.\-]*)(?=\s*(?:,|$))")
+HEADER = re.compile(r"(ENTRY )?%?(\S+) (?:\(.*)?\{$")
 
 
 class Shape(NamedTuple):
@@ -140,7 +142,7 @@ def instruction(line: str) -> Instruction | None:
         name=head.group(2),
         opcode=after[:begin],
         shapes=tuple(_shape(*found) for found in SHAPE.findall(kind)),
-        operands=tuple(re.findall(r"%([\w.\-]+)", inner)),
+        operands=tuple(OPERAND.findall(inner)),
         brackets=inner,
         rest=after[close:],
         root=head.group(1) is not None,

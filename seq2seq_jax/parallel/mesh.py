@@ -82,7 +82,7 @@ def slice_shapes(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...]
 def state_shardings(state: Any, params: Any) -> Any:
     """Where an optimizer's state lives: what belongs to a parameter as the parameter does, the rest on all devices.
 
-    A leaf belongs to the parameter whose path its own ends with, if it has the same shape.
+    A leaf belongs to the parameter whose path is a part of its own, if it has the same shape.
 
     Args:
       state: a tree of arrays or shapes, as tx.init makes it of `params`.
@@ -93,7 +93,8 @@ def state_shardings(state: Any, params: Any) -> Any:
 
     def sharding(path, leaf):
         keys = _keys(path)
-        owner = next((placed[keys[i:]] for i in range(len(keys)) if keys[i:] in placed), None)
+        parts = (keys[i:j] for i in range(len(keys)) for j in range(i + 1, len(keys) + 1))
+        owner = placed.get(max((part for part in parts if part in placed), key=len, default=None))
         return owner.sharding if owner is not None and owner.shape == leaf.shape else whole
 
     return jax.tree_util.tree_map_with_path(sharding, state)

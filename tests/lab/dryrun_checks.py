@@ -80,8 +80,8 @@ with jax.set_mesh(mesh):
     training = make_training(config, model, params, 1)
     same_places(abstract_state(training, params), training.begin(pair.params))
     held("the state lies where a run's does")
-    same_places(dryrun.decoding_params(model, mesh), pair.model.decoding_params(pair.params))
-    held("decoding parameters lie where a search's do")
+same_places(dryrun.decoding_params(model, mesh), pair.model.decoding_params(pair.params))
+held("decoding parameters lie where a search's do")
 
 chip = CHIPS["v5e"]
 candidates = dryrun_search.legal(config, lambda m: dryrun.abstract_model(config, BERT, BERT, m, jnp.float32),

@@ -142,7 +142,7 @@ def test_loops_count_as_often_as_they_run():
     program = Program(compiled(layers, (8, 32), (7, 32, 32)).as_text())
     assert program.cost().flops == 7 * 2 * 8 * 32 * 32
     # Each turn reads its own kernel of the seven, not all of them.
-    assert 4 * 7 * 32 * 32 < program.cost().bytes < 3 * 4 * 7 * 32 * 32
+    assert 4 * 7 * 32 * 32 < program.cost().bytes < 5 * 4 * 7 * 32 * 32
     program = Program(compiled(search, (8, 32), (32, 32)).as_text())
     assert [program.cost(unknown_turns=n).flops for n in (0, 1, 3)] == [0, 2 * 8 * 32 * 32, 3 * 2 * 8 * 32 * 32]
 

@@ -77,7 +77,7 @@ for path, g in flat(grads_1).items():
         assert np.abs(true_rows(path, flat(grads_8)[path], g) - g).max() <= 1e-4 * np.abs(g).max(), path
 hlo = chunked.as_text()
 gathers = [line.split(" all-gather(")[0] for line in hlo.splitlines() if " all-gather(" in line]
-assert gathers and not [line for line in gathers if re.search(r"\b62\b", line)], "the vocabulary is gathered"
+assert gathers and not [line for line in gathers if re.search(r"\[[\d,]*\b62\b", line)], "the vocabulary is gathered"
 assert "f32[1,4,31]" in hlo and "f32[4,6,31]" not in hlo, "a tile is not 4 tokens by half of the 62 rows"
 held("chunked loss")
 
