@@ -113,7 +113,7 @@ class Run:
             # The state comes out as it went in, so that the next step needs no program of its own.
             self.step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
         self.state, self.usable, self.apart = state, training.usable, training.apart
-        self.flops = functools.partial(useful_flops, training.model, training.frozen)
+        self.flops = functools.partial(useful_flops, training.model, training.model_frozen)
 
     @property
     def state(self) -> TrainState:
