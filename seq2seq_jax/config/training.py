@@ -193,11 +193,7 @@ class TrainConfig:
     attention_impl: str = setting(
         "xla", help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)"
     )
-    scan_unroll: int | None = setting(
-        None,
-        help="""layers in one turn of the loop over them: more compile longer and copy less; unset: all on a CPU without
-        remat, 1 elsewhere""",
-    )
+    scan_unroll: int = setting(1, help="layers in one turn of the loop over them: more compile longer and copy less")
     dropout_bits: str = setting(
         "threefry",
         help="""generator of dropout's random bits, the same on any mesh: threefry (fastest on CPU), rbg or unsafe_rbg

@@ -162,7 +162,7 @@ def batch_shape(config: TrainConfig, mesh: Mesh) -> Bucket:
 
 def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainReport:
     """Compiles one training step, parameters in float32, computed in the model's dtype."""
-    config = dataclasses.replace(config, dtype=jnp.dtype(model.dtype).name, scan_unroll=config.scan_unroll or 1)
+    config = dataclasses.replace(config, dtype=jnp.dtype(model.dtype).name)
     bucket, params = batch_shape(config, mesh), abstract_params(model, mesh, jnp.float32)
     training = make_training(config, model, params, config.num_steps or STEPS)
     state = abstract_state(training, params)

@@ -153,15 +153,8 @@ def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderD
         pair = dataclasses.replace(pair, **sides)
     acts = any(getattr(side, name) for side in (pair.encoder, pair.decoder) for name in DROPOUTS)
     form = {"remat": config.remat, "attention_impl": config.attention_impl, "dtype": jnp.dtype(config.dtype)}
-    form["scan_unroll"] = config.scan_unroll or _scan_unroll(pair, config.remat)
+    form["scan_unroll"] = config.scan_unroll
     return model.clone(config=pair, **form), acts
-
-
-def _scan_unroll(pair: EncoderDecoderConfig, remat: str) -> int:
-    """On a CPU the loop over layers copies their kernels and gradients, and the step compiles soon enough without; but
-    only inside a loop does XLA compute again what it could find kept."""
-    whole = jax.default_backend() == "cpu" and remat == "none"
-    return max(pair.encoder.num_layers, pair.decoder.num_layers) if whole else 1
 
 
 class Training(NamedTuple):

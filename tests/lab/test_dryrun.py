@@ -99,9 +99,7 @@ def test_report(eight_devices):
 
 def config_of(**values):
     data = {"train": "x", "max_source_length": 16, "max_target_length": 8}
-    return from_mapping(
-        TrainConfig, {"encoder": "x", "decoder": "x", "data": data, "num_steps": 1, "scan_unroll": 1, **values}
-    )
+    return from_mapping(TrainConfig, {"encoder": "x", "decoder": "x", "data": data, "num_steps": 1, **values})
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ def load(setting):
 
     params = jax.tree.map(jnp.asarray, model.params)
     held = {"carried": (params, adamw.init(params), jax.random.PRNGKey(0))}
-    model.params = {}  # what each step consumes must not be kept elsewhere
     return {"step": jax.jit(step, donate_argnums=(0, 1)), "model": model, **held}
 
 
