@@ -2,10 +2,14 @@
 
 scripts/benchmark.py load [--devices=8] [--layers=12]    memory while a random sharded checkpoint is read
 scripts/benchmark.py decode [--rows=headline] [--systems=ours,torch] [--output=FILE]    ours beside others
+scripts/benchmark.py train [--rows=headline] [--systems=ours,torch] [--output=FILE]     steps of ours beside others
+scripts/benchmark.py batches [--pair=DIR] [--data=DATA] [--output=FILE]    an epoch padded, in buckets, packed
 
 decode's --rows is a comma list of: headline, grid (batch 1, 4, 16; beams 1, 4; source 128, 512; two sizes), growth (a
 token's cost from 16 to 128 steps), corpus (1,000 texts to their ends, by --pair), all, or shapes such as
-base:4x4x128x64 (SIZE:BATCHxBEAMSxSOURCExSTEPS; sizes base, small). The others' environments are made on first use.
+base:4x4x128x64 (SIZE:BATCHxBEAMSxSOURCExSTEPS; sizes base, small). train's: headline, cost (longer texts, other
+batches), all, or shapes such as base:8x128x64 (SIZE:BATCHxSOURCExTARGET). The others' environments are made on first
+use.
 """
 
 import json
@@ -18,19 +22,23 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("layers", 12, "load: layers of each side; 12 make a checkpoint of 1 GB.")
 flags.DEFINE_integer("devices", 1, "load: virtual CPU devices, over which the parameters are split (fsdp).")
-flags.DEFINE_list("rows", ["headline"], "decode: what to decode; see above.")
-flags.DEFINE_list("systems", [], "decode: which systems; default: all of the device.")
-flags.DEFINE_integer("repeats", 3, "decode: calls after the first; the median counts.")
+flags.DEFINE_list("rows", ["headline"], "decode, train: what to measure; see above.")
+flags.DEFINE_list("systems", [], "decode, train: which systems; default: all of the device.")
+flags.DEFINE_integer("repeats", 3, "decode, train: calls after the first; the median counts.")
 flags.DEFINE_string(
     "environments",
     "~/.cache/seq2seq_jax/benchmark",
-    "decode: a directory with the others' environments (torch, flax, ctranslate2); what is missing is made.",
+    "decode, train: a directory with the others' environments (torch, flax, ctranslate2); what is missing is made.",
 )
-flags.DEFINE_string("device", "cpu", "decode: cpu (float32) or gpu (bfloat16).")
-flags.DEFINE_bool("in_place", False, "decode: this Python for all systems.")
-flags.DEFINE_string("pair", "runs/quickstart/pretrained", "decode: the directory of the corpus row's pair.")
-flags.DEFINE_string("data", "debian-synopsis:train", "decode: the corpus row's texts, in a column 'document'.")
-flags.DEFINE_string("output", None, "decode: a file for the figures as JSON lines.")
+flags.DEFINE_string("device", "cpu", "decode, train: cpu (float32) or gpu (bfloat16).")
+flags.DEFINE_bool("in_place", False, "decode, train: this Python for all systems.")
+flags.DEFINE_string(
+    "pair", "runs/quickstart/pretrained", "decode: the directory of the corpus row's pair; batches: of the tokenizers."
+)
+flags.DEFINE_string(
+    "data", "debian-synopsis:train", "decode: the corpus row's texts, in a column 'document'; batches: with 'summary'."
+)
+flags.DEFINE_string("output", None, "decode, train: a file for the figures as JSON lines.")
 
 
 def load() -> None:
@@ -55,27 +63,55 @@ def load() -> None:
     print("| " + " | ".join(map(str, [*row, f"{figures.seconds:.1f}"])) + " |")
 
 
-def decode() -> None:
-    from seq2seq_jax.lab.decoding import Options, as_json, machine, measure, parse_rows, table
-    from seq2seq_jax.lab.peers.systems import parse_systems
+def _options():
+    from seq2seq_jax.lab.side_by_side import Options
 
-    names = ("device", "repeats", "environments", "in_place", "data")
-    options = Options(**{name: FLAGS[name].value for name in names})
-    rows = parse_rows(FLAGS.rows, options.device, FLAGS.pair)
-    systems = parse_systems(FLAGS.systems, options.device)
+    return Options(**{name: FLAGS[name].value for name in ("device", "repeats", "environments", "in_place", "data")})
+
+
+def decode() -> None:
+    from seq2seq_jax.lab import decoding
+
+    options = _options()
+    report("decode", decoding, decoding.parse_rows(FLAGS.rows, options.device, FLAGS.pair), options)
+
+
+def train() -> None:
+    from seq2seq_jax.lab import training
+
+    options = _options()
+    report("train", training, training.parse_rows(FLAGS.rows, options.device), options)
+
+
+def batches() -> None:
+    from seq2seq_jax.lab import batches
+
     results = []
+    with open(FLAGS.output or os.devnull, "w", encoding="utf-8") as file:
+        for result in batches.measure(*batches.read(FLAGS.data, FLAGS.pair), _options()):
+            results.append(result)
+            print(json.dumps(batches.as_json(result)), file=file, flush=True)
+    print(batches.table(results))
+
+
+def report(work, subject, rows, options) -> None:
+    """Measures rows of lab.decoding or lab.training; prints their table."""
+    from seq2seq_jax.lab.peers.systems import parse_systems
+    from seq2seq_jax.lab.side_by_side import machine
+
+    systems, results = parse_systems(FLAGS.systems, options.device, work), []
     with open(FLAGS.output or os.devnull, "w", encoding="utf-8") as file:
         print(json.dumps(machine()), file=file, flush=True)
         try:
-            for found in measure(rows, systems, options):
+            for found in subject.measure(rows, systems, options):
                 results += found
-                file.writelines(json.dumps(as_json(result, found)) + "\n" for result in found)
+                file.writelines(json.dumps(subject.as_json(result, found)) + "\n" for result in found)
                 file.flush()
         finally:  # hours of figures outlive a peer that fails
-            print(table(results))
+            print(subject.table(results))
 
 
-SUBJECTS = {"load": load, "decode": decode}
+SUBJECTS = {"load": load, "decode": decode, "train": train, "batches": batches}
 
 
 def main(argv):

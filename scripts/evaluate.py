@@ -13,16 +13,20 @@ from pathlib import Path
 
 import jax
 import model_flags
+import process_flags
 from absl import app, flags, logging
 
 from seq2seq_jax.config import METRICS, DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.evaluate import evaluate
+from seq2seq_jax.parallel import multihost
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.journal import say
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_string("data", None, "The examples.", required=True)
 flags.DEFINE_string("output", None, "A directory for scores.json and predictions.jsonl.", required=True)
 flags.DEFINE_list("metrics", ["rouge", "bleu"], f"Any of {', '.join(METRICS)}.")
@@ -45,6 +49,7 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+    process_flags.start()
     mesh = make_mesh(data=-1)
     with jax.set_mesh(mesh):
         pretrained, tokenizers, known = model_flags.load(mesh)
@@ -57,7 +62,7 @@ def main(argv):
             subset=settings.subset,
         )
         examples = encode_pairs(pairs, *tokenizers, settings, FLAGS.data)
-        print(f"{FLAGS.data}: {examples.counts}")
+        say(f"{FLAGS.data}: {examples.counts}")
         result = evaluate(
             pretrained,
             examples,
@@ -65,8 +70,10 @@ def main(argv):
             mesh,
             metrics=FLAGS.metrics,
             batch_size=FLAGS.batch_size,
-            progress=True,
+            progress=multihost.is_first(),
         )
+    if not multihost.is_first():
+        return
     output = Path(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     content = {"model": FLAGS.model, "data": FLAGS.data, "examples": len(result.samples), **result.scores}

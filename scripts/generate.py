@@ -25,6 +25,7 @@ from pathlib import Path
 
 import jax
 import model_flags
+import process_flags
 from absl import app, flags, logging
 from tqdm import tqdm
 
@@ -33,11 +34,11 @@ from seq2seq_jax.evaluation.line_decoder import LineDecoder
 from seq2seq_jax.evaluation.lines import Lines, windows
 from seq2seq_jax.evaluation.mbr import UTILITIES
 from seq2seq_jax.evaluation.partial import Share, write_windows
-from seq2seq_jax.parallel import multihost
 from seq2seq_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_multi_string("text", [], "A text; may be given again for more.")
 flags.DEFINE_string(
     "input", None, "A file with one text or (.jsonl) one object a line; '-' or nothing: standard input."
@@ -52,19 +53,13 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("seed", 0, "Of sampling.")
 flags.DEFINE_bool("scores", False, 'Write {"line": ..., "text": ..., "score": ...}, not the text alone.')
 flags.DEFINE_enum("mbr", None, sorted(UTILITIES), "Write the output that agrees best with the others, by this utility.")
-flags.DEFINE_bool("distributed", False, "Start together with other processes (jax.distributed).")
-flags.DEFINE_string("coordinator", None, "host:port of process 0, where jax does not find it by itself.")
-flags.DEFINE_integer("num_processes", None, "How many processes share the work.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def share() -> Share:
     """This process's part of the work."""
+    process_flags.start()
     if FLAGS.distributed:
-        multihost.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         return Share(jax.process_index(), jax.process_count())
-    if FLAGS.coordinator is not None:
-        raise app.UsageError("--coordinator is for --distributed; give both, or neither where a common disk is enough")
     if (FLAGS.num_processes is None) != (FLAGS.process_id is None):
         raise app.UsageError("one of --num_processes and --process_id is missing; give both")
     index, count = FLAGS.process_id or 0, FLAGS.num_processes or 1

@@ -9,6 +9,7 @@ The same command again goes on from the last checkpoint in the workdir, on other
 import signal
 import sys
 
+import process_flags
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -24,10 +25,7 @@ STOP_AT = flags.DEFINE_integer("stop_at", None, "Stop after this step, with a ch
 SET = flags.DEFINE_multi_string(
     "set", [], "An open section's new key: warm_start.<name>=value, generation.<name>=value."
 )
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Work with other processes as one (jax.distributed).")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where jax does not find it by itself.")
-PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.")
-PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.")
+flags.adopt_module_key_flags(process_flags)
 
 
 def main(argv):
@@ -40,8 +38,7 @@ def main(argv):
     for flag in (CONFIG, WORKDIR):
         if flag.value is None:
             raise app.UsageError(f"--{flag.name} is missing; see the top of --help for a whole command")
-    if DISTRIBUTED.value:
-        multihost.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    process_flags.start()
     config = CONFIG.value.to_dict()
     for path, value in parse_settings(SET.value).items():
         section, _, name = path.partition(".")

@@ -15,8 +15,9 @@ from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.decoding.scoring import ScoreOutput, cross_attentions, score, transition_scores
 from seq2seq_jax.families.registry import families
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput, shift_tokens_right
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.targets import shift_tokens_right
 from seq2seq_jax.weights.pretrained import (
     Pretrained,
     from_encoder_decoder_configs,

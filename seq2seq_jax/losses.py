@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from seq2seq_jax.parallel.rules import constrain, fitting_spec, mesh_in_use, shards
 
 IGNORED = -100
 
@@ -47,3 +52,166 @@ def token_losses(
 def cross_entropy(logits: jax.Array, labels: jax.Array, **options) -> jax.Array:
     """Mean of `token_losses` over labels that are not -100 (torch.nn.CrossEntropyLoss); NaN if there is none."""
     return jnp.sum(token_losses(logits, labels, **options)) / jnp.sum(labels != IGNORED)
+
+
+class _Loss(NamedTuple):
+    """What a tile needs to know beside its arrays; as in `chunked_token_losses`."""
+
+    vocab_size: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+
+
+def chunked_token_losses(
+    states: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    *,
+    chunk: int,
+    vocab_chunk: int | None = None,
+    vocab_size: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`token_losses` of the logits `states @ kernel.T + bias`, of which one tile exists at a time.
+
+    The backward pass computes each tile anew from the normalisers that the forward pass kept (Wijmans et al. 2024, "Cut
+    your losses in large-vocabulary language models"). Products take the dtype of `states`; sums are float32.
+
+    Args:
+      states: [batch, ..., hidden]. kernel: [rows, hidden]. bias: [rows], or None. labels: int [batch, ...].
+      chunk: tokens of a tile, over all devices. vocab_chunk: rows of a tile; None: all, as it must be where a mesh
+        splits the vocabulary.
+      vocab_size, label_smoothing, z_loss: see `token_losses`. softcap: logits are cap * tanh(logits / cap).
+
+    Returns:
+      float32 [batch, ...]; NaN where a label is outside the vocabulary.
+
+    Raises:
+      ValueError: for tiles below 1.
+    """
+    for name, value in (("chunk", chunk), ("vocab_chunk", vocab_chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value!r}; give a whole number from 1 up")
+    rows, hidden = kernel.shape
+    # Each device cuts its own tokens: [chunks, parts, tokens], of which the mesh splits the parts.
+    mesh = mesh_in_use()
+    parts = 1 if mesh is None else shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
+    tokens = labels.size // parts
+    count = -(-tokens // max(1, chunk // parts))
+    each = -(-tokens // count)
+
+    def cut(x: jax.Array, fill: float, *width: int) -> jax.Array:
+        x = constrain(x.reshape(parts, tokens, *width), ("batch", None, *(None for _ in width)))
+        x = jnp.pad(x, ((0, 0), (0, count * each - tokens), *((0, 0) for _ in width)), constant_values=fill)
+        return jnp.moveaxis(x.reshape(parts, count, each, *width), 1, 0)
+
+    tiles = 1 if vocab_chunk is None else -(-rows // vocab_chunk)
+    tile = -(-rows // tiles)
+
+    def tiled(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, tiles * tile - rows), *((0, 0) for _ in x.shape[1:])))
+        return x.reshape(tiles, tile, *x.shape[1:])
+
+    settings = _Loss(vocab_size or rows, label_smoothing, z_loss, softcap)
+    table = (tiled(kernel), None if bias is None else tiled(bias))
+    losses = _tiled_losses(settings, cut(states, 0, hidden), *table, cut(labels, IGNORED))
+    losses = jnp.moveaxis(losses, 0, 1).reshape(parts, count * each)[:, :tokens]
+    return losses.reshape(labels.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiled_losses(settings: _Loss, states, kernel, bias, labels) -> jax.Array:
+    """float32 [chunks, parts, tokens].
+
+    Args:
+      states: [chunks, parts, tokens, hidden]. kernel: [tiles, rows, hidden]. bias: [tiles, rows], or None.
+      labels: int [chunks, parts, tokens].
+    """
+    return _forward(settings, states, kernel, bias, labels)[0]
+
+
+def _tiles(kernel: jax.Array, bias: jax.Array | None) -> tuple:
+    """Number of the first row, kernel and bias of each tile."""
+    # The kernel is gathered over fsdp once, not for each tile.
+    return jnp.arange(kernel.shape[0]) * kernel.shape[1], constrain(kernel, (None, "vocab", None)), bias
+
+
+def _logits(settings: _Loss, states: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
+    """Logits of a tile, float32 [parts, tokens, rows], the lowest float outside the vocabulary; the ids of its rows."""
+    first, kernel, bias = tile
+    logits = jnp.einsum("pth,vh->ptv", states, kernel, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
+    if settings.softcap is not None:
+        logits = settings.softcap * jnp.tanh(logits / settings.softcap)
+    ids = first + jnp.arange(kernel.shape[0])
+    logits = jnp.where(ids < settings.vocab_size, logits, jnp.finfo(jnp.float32).min)
+    return constrain(logits, ("batch", None, "vocab")), ids
+
+
+def _forward(settings: _Loss, states, kernel, bias, labels) -> tuple[jax.Array, tuple]:
+    tiles = _tiles(kernel, bias)
+
+    def one_chunk(_, xs):
+        states, labels = xs
+
+        def add(sums, tile):
+            top, total, chosen, whole = sums
+            logits, ids = _logits(settings, states, tile)
+            higher = jnp.maximum(top, jnp.max(logits, -1))
+            total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), -1)
+            chosen = chosen + jnp.sum(jnp.where(ids == labels[..., None], logits, 0.0), -1)
+            if settings.label_smoothing:
+                whole = whole + jnp.sum(jnp.where(ids < settings.vocab_size, logits, 0.0), -1)
+            return (higher, total, chosen, whole), None
+
+        zeros = jnp.zeros(labels.shape, jnp.float32)
+        (top, total, chosen, whole), _ = jax.lax.scan(add, (zeros + jnp.finfo(jnp.float32).min, *[zeros] * 3), tiles)
+        log_normaliser = top + jnp.log(total)
+        smoothing = settings.label_smoothing
+        loss = log_normaliser - (1.0 - smoothing) * chosen - smoothing * whole / settings.vocab_size
+        loss = loss + settings.z_loss * jnp.square(log_normaliser)
+        loss = jnp.where((labels >= 0) & (labels < settings.vocab_size), loss, jnp.nan)
+        return None, (jnp.where(labels == IGNORED, 0.0, loss), log_normaliser)
+
+    _, (losses, log_normalisers) = jax.lax.scan(one_chunk, None, (states, labels))
+    return losses, (states, kernel, bias, labels, log_normalisers)
+
+
+def _backward(settings: _Loss, kept: tuple, cotangents: jax.Array) -> tuple:
+    states, kernel, bias, labels, log_normalisers = kept
+    cotangents = jnp.where(labels == IGNORED, 0.0, cotangents)
+    parts, smoothing = states.shape[1], settings.label_smoothing
+
+    def one_tile(d_states, tile):
+        def one_chunk(sums, xs):
+            states, labels, log_normaliser, cotangent = (x if x.ndim == 3 else x[..., None] for x in xs)
+            logits, ids = _logits(settings, states, tile)
+            d = jnp.exp(logits - log_normaliser) * (1.0 + 2.0 * settings.z_loss * log_normaliser)
+            d = d - jnp.where(ids == labels, 1.0 - smoothing, 0.0)
+            d = (d - smoothing / settings.vocab_size) * cotangent
+            if settings.softcap is not None:
+                d = d * (1.0 - jnp.square(logits / settings.softcap))
+            d = jnp.where(ids < settings.vocab_size, d, 0.0)
+            product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+            low = d.astype(states.dtype)
+            # Summed for each part alone: over the devices once, not for each chunk.
+            new = (product("ptv,pth->pvh", low, states), None if bias is None else jnp.sum(d, 1))
+            return jax.tree.map(jnp.add, sums, new), product("ptv,vh->pth", low, tile[1])
+
+        zeros = jnp.zeros((parts, *tile[1].shape), jnp.float32)
+        zeros = constrain(zeros, ("batch", "vocab", None)), None if bias is None else zeros[..., 0]
+        sums, d = jax.lax.scan(one_chunk, zeros, (states, labels, log_normalisers, cotangents))
+        return d_states + d, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+
+    zeros = jnp.zeros(states.shape, jnp.float32)
+    d_states, sums = jax.lax.scan(one_tile, zeros, _tiles(kernel, bias))
+    d_kernel, d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), sums, (kernel, bias))
+    return d_states.astype(states.dtype), d_kernel, d_bias, None
+
+
+_tiled_losses.defvjp(_forward, _backward)

@@ -17,6 +17,8 @@ from seq2seq_jax.config.models import (
 )
 from seq2seq_jax.config.optimizer import GroupConfig, LoraConfig, OptimizerConfig
 from seq2seq_jax.config.training import (
+    ATTENTION_IMPLS,
+    DROPOUT_BITS,
     METRICS,
     BatchConfig,
     CheckpointConfig,
@@ -29,6 +31,8 @@ from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_se
 
 __all__ = [
     "ACTIVATIONS",
+    "ATTENTION_IMPLS",
+    "DROPOUT_BITS",
     "METRICS",
     "PAIR",
     "Alias",

@@ -12,7 +12,12 @@ from seq2seq_jax.config.validation import check, nearest, setting
 from seq2seq_jax.config.validation import check_choice as _check_choice
 from seq2seq_jax.config.validation import check_counts as _check_counts
 
+# Each with the backend that it needs.
+ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
+# Each with jax's name of it.
+DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
+MODES = ("jit", "pmap")
 # Each metric with the scores that it gives.
 METRICS = {
     "bleu": ("bleu",),
@@ -56,31 +61,68 @@ class DataConfig:
 class BatchConfig:
     """What one optimizer step takes."""
 
-    size: int = setting(32, help="examples in a step, over all devices")
+    size: int = setting(32, help="rows in a step, over all devices; a row is an example, or with packing several")
     tokens: int | None = setting(
         None, help="padded source and target tokens in a step, instead of size: short examples come in larger batches"
     )
     multiple: int = setting(8, help="with tokens: a batch has a multiple of so many examples; the mesh must divide it")
     buckets: int = setting(1, help="shapes of batches: examples of like length share one; each is compiled once")
+    packing: bool = setting(
+        False, help="a row holds several examples, which do not see each other, instead of one and padding"
+    )
+    pack_source_length: int | None = setting(None, help="with packing: source tokens in a row; unset: the longest's")
+    pack_target_length: int | None = setting(None, help="with packing: target tokens in a row; unset: the longest's")
     accumulation: int = setting(1, help="parts into which a batch is split, one after the other, to save memory")
 
     def __post_init__(self):
-        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation"))
+        lengths = ("pack_source_length", "pack_target_length")
+        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", *lengths))
         rows, name = (self.size, "size") if self.tokens is None else (self.multiple, "multiple")
         check(
             rows % self.accumulation == 0,
             f"batch.{name} is {rows} and batch.accumulation {self.accumulation}; give a batch that it divides",
         )
+        check(
+            not self.packing or self.buckets == 1,
+            f"batch.buckets is {self.buckets}, and packed batches have one shape; give 1, or packing=False",
+        )
+        for name in lengths:
+            value = getattr(self, name)
+            check(
+                self.packing or value is None,
+                f"batch.{name} is {value}, and nothing is packed; leave it out, or give packing=True",
+            )
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one may be -1: what is left."""
+    """Sizes of the mesh axes; one may be -1: what is left. And how a step runs on them."""
 
-    replica: int = setting(1, help="copies of the model, in each of which the other axes split it", may_change=True)
+    replica: int = setting(
+        1, help="copies of the model, in each of which the other axes split it; goes over slices", may_change=True
+    )
     data: int = setting(-1, help="parts of the batch; -1: what is left", may_change=True)
     fsdp: int = setting(1, help="parts of batch, weights and optimizer state", may_change=True)
     tensor: int = setting(1, help="parts of heads, MLP and vocabulary", may_change=True)
+    mode: str = setting(
+        "jit",
+        help="jit: one program over the mesh; pmap: a copy of model and optimizer on each device, data only",
+        may_change=True,
+    )
+
+    def __post_init__(self):
+        _check_choice(self.mode, MODES, "mesh.mode")
+        split = {name: getattr(self, name) for name in ("replica", "fsdp", "tensor") if getattr(self, name) != 1}
+        named = ", ".join(f"mesh.{name} is {size}" for name, size in split.items())
+        check(
+            self.mode == "jit" or not split,
+            f"mesh.mode is pmap, which splits the batch over data alone, and {named}; give 1, or mesh.mode=jit",
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `make_mesh` takes."""
+        return {name: getattr(self, name) for name in ("replica", "data", "fsdp", "tensor")}
 
 
 @dataclass(frozen=True)
@@ -142,8 +184,25 @@ class TrainConfig:
     num_steps: int = setting(0, help="optimizer steps; 0: as many as num_epochs take")
     num_epochs: float = setting(0.0, help="passes over the training examples, where num_steps is 0")
     label_smoothing: float = setting(0.0, help="the part of the target that is spread over the vocabulary")
+    z_loss: float = setting(0.0, help="factor on the squared log of the softmax's normaliser, added to the loss")
+    loss_chunk: int | None = setting(
+        None, help="target tokens of a step worked on at a time in the loss, to save memory; unset: all at once"
+    )
     dropout: float | None = setting(None, help="rate of every dropout of both sides; unset: as the checkpoints say")
     remat: str = setting("none", help="what the backward pass recomputes to save memory (models/stack.py)")
+    attention_impl: str = setting(
+        "xla", help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)"
+    )
+    scan_unroll: int | None = setting(
+        None,
+        help="""layers in one turn of the loop over them: more compile longer and copy less; unset: all on a CPU without
+        remat, 1 elsewhere""",
+    )
+    dropout_bits: str = setting(
+        "threefry",
+        help="""generator of dropout's random bits, the same on any mesh: threefry (fastest on CPU), rbg or unsafe_rbg
+        (the hardware's, fastest on TPU)""",
+    )
     dtype: str = setting(
         "float32",
         help="""what the step computes in, over float32 parameters: float32, bfloat16, or float16 with a loss scale;
@@ -153,16 +212,23 @@ class TrainConfig:
         None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
     )
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
+    profile_at: int | None = setting(
+        None, help="a profile of the steps from this one on is written to profile/, for TensorBoard", may_change=True
+    )
+    profile_steps: int = setting(3, help="how many steps are in it", may_change=True)
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every",))
+        _check_counts(self, "config", ("log_every", "loss_chunk", "profile_at", "profile_steps", "scan_unroll"))
         _check_counts(self, "config", ("num_steps", "seed"), low=0)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),
             f"num_steps is {self.num_steps} and num_epochs {self.num_epochs}; give one of them, and 0 for the other",
         )
+        _check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
+        _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
         _check_choice(self.dtype, DTYPES, "dtype")
         for name in ("label_smoothing", "dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
+        check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")

@@ -16,30 +16,41 @@ AHEAD = 4
 
 
 def make_batch(
-    encoded: EncodedPairs, bucket: Bucket, examples: np.ndarray, source_pad_id: int
+    encoded: EncodedPairs, bucket: Bucket, examples: np.ndarray, source_pad_id: int, *, packed: bool = False
 ) -> dict[str, np.ndarray]:
-    """The arguments of `model.apply` for some examples; -1 stands for an empty row.
+    """The arguments of `model.apply` for some examples.
+
+    Args:
+      examples: int [rows, most in a row]; those of a row follow each other, -1 stands for none.
+      packed: whether to say which token is of which example; else a row has one at most.
 
     Returns:
-      int32 arrays: input_ids and attention_mask [examples, source_length], labels [examples, target_length], -100 in
-      tails.
+      int32 arrays: input_ids and attention_mask [rows, source_length], labels [rows, target_length], -100 in tails;
+      packed: encoder_pack_ids and decoder_pack_ids too, of the same shapes, which count a row's examples from 1 and are
+      0 in tails. The model makes the decoder's inputs of the labels, pack by pack.
     """
-    shape = (len(examples), bucket.source_length)
-    input_ids, mask = np.full(shape, source_pad_id, np.int32), np.zeros(shape, np.int32)
-    labels = np.full((len(examples), bucket.target_length), IGNORED, np.int32)
-    filled = np.flatnonzero(examples >= 0)
-    for row, source, target in zip(filled, *encoded.select(examples[filled])):
-        input_ids[row, : len(source)] = source
-        mask[row, : len(source)] = 1
-        labels[row, : len(target)] = target
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    rows = len(examples)
+    input_ids = np.full((rows, bucket.source_length), source_pad_id, np.int32)
+    labels = np.full((rows, bucket.target_length), IGNORED, np.int32)
+    sides = [(ids, np.zeros_like(ids), np.zeros(rows, int)) for ids in (input_ids, labels)]
+    filled = examples >= 0
+    for (row, place), *pair in zip(np.argwhere(filled), *encoded.select(examples[filled])):
+        for tokens, (ids, pack_ids, ends) in zip(pair, sides):
+            where = slice(ends[row], ends[row] + len(tokens))
+            ids[row, where], pack_ids[row, where] = tokens, place + 1
+            ends[row] += len(tokens)
+    encoder_pack_ids, decoder_pack_ids = (pack_ids for _, pack_ids, _ in sides)
+    mask = (encoder_pack_ids > 0).astype(np.int32)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    packs = {"encoder_pack_ids": encoder_pack_ids, "decoder_pack_ids": decoder_pack_ids}
+    return {**batch, **packs} if packed else batch
 
 
 class HostBatch(NamedTuple):
-    """rows: examples in the whole batch. tokens: source and target tokens in it, padding aside. arrays: `make_batch`
-    of the rows that this process needs."""
+    """bucket: the whole batch's shape. tokens: source and target tokens in it, padding aside. arrays: `make_batch` of
+    the rows that this process needs."""
 
-    rows: int
+    bucket: Bucket
     tokens: int
     arrays: dict[str, np.ndarray]
 
@@ -77,7 +88,8 @@ def batches(
         rows = slice(None) if local_rows is None else local_rows(bucket.rows)
         filled = examples[examples >= 0]
         tokens = int(encoded.source_lengths[filled].sum() + encoded.target_lengths[filled].sum())
-        return HostBatch(bucket.rows, tokens, make_batch(encoded, bucket, examples[rows], source_pad_id))
+        arrays = make_batch(encoded, bucket, examples[rows], source_pad_id, packed=plan.packed)
+        return HostBatch(bucket, tokens, arrays)
 
     data = grain.MapDataset.source(_Source(plan, stop))[start:].map(make)
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seq2seq_jax.config import BatchConfig
+from seq2seq_jax.config import BatchConfig, check
+from seq2seq_jax.data.packing import Exchange, pack
 
+# Where an epoch's number stands in the generator's key: the order in which examples are packed is of no epoch.
+NO_EPOCH = 2**64 - 1
 # Lengths of batches are multiples of this: fewer shapes, and what vector units like.
 LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """One shape of batches: examples in a batch, and tokens a source and a target are padded to."""
+    """One shape of batches: rows in a batch, and tokens that a row's source and target are padded to."""
 
     rows: int
     source_length: int
@@ -26,44 +29,79 @@ class BatchPlan:
     """Batch t of a run, for any t from 0: it follows from the lengths, the settings, the seed and t alone.
 
     Each epoch holds every example once, in an order of its own. What is left over in a bucket moves on to the next
-    longer one; the last batch of all is filled up with empty rows (-1), which weigh nothing.
+    longer one; the last batch of all is filled up with empty rows, which weigh nothing.
+
+    With packing, which lengths share a row is found once, and all epochs have that many rows: so t says which epoch it
+    is in, however large, without packing the epochs before. In each, examples of equal lengths trade places, and rows
+    come in a new order.
 
     Attributes:
-      buckets: shapes, shortest first. batches_per_epoch: the same in each epoch.
+      buckets: shapes, shortest first. batches_per_epoch: the same in each epoch. packed: whether rows hold several
+        examples. longest: tokens of the longest source and of the longest target. tokens: source and target tokens of
+        all examples.
+
+    Raises:
+      ValueError: for a batch or a row that is too small for the longest example.
     """
 
     def __init__(self, source_lengths: np.ndarray, target_lengths: np.ndarray, settings: BatchConfig, *, seed: int):
         self._seed = seed
-        padded = [_padded(np.maximum(lengths, 1)) for lengths in (source_lengths, target_lengths)]
-        shapes = bucket_shapes(*padded, settings.buckets)
+        lengths = source_lengths, target_lengths
+        self.packed = settings.packing
+        self.longest = tuple(max(1, int(side.max())) for side in lengths)
+        self.tokens = tuple(int(side.sum()) for side in lengths)
+        padded = [_padded(np.maximum(side, 1)) for side in lengths]
+        shapes = [_pack_shape(settings, self.longest)] if self.packed else bucket_shapes(*padded, settings.buckets)
         self.buckets = tuple(Bucket(_rows(settings, *shape), *shape) for shape in shapes)
-        self._bucket_of = np.searchsorted([source for source, _ in shapes], padded[0])
+        if self.packed:
+            order = self._generator(NO_EPOCH).permutation(len(source_lengths))
+            rows = pack(*lengths, *shapes[0], order)
+            self._exchange = Exchange(*lengths)
+            self._bucket_of = np.zeros(len(rows), int)
+        else:
+            rows = np.arange(len(source_lengths))[:, None]
+            self._bucket_of = np.searchsorted([source for source, _ in shapes], padded[0])
+        self._rows = np.concatenate([rows, np.full_like(rows[:1], -1)])  # the last one, empty, is what -1 finds
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
         self.batches_per_epoch = len(self._epoch(0))
 
     def __getitem__(self, t: int) -> tuple[Bucket, np.ndarray]:
-        """The shape of batch t, and its examples, int [rows]; -1 for an empty row."""
+        """The shape of batch t, and its examples, int [rows, most in a row]; -1 where there is none."""
         epoch, row = divmod(t, self.batches_per_epoch)
         return self._epoch(epoch)[row]
 
+    @property
+    def padded_tokens(self) -> tuple[int, int]:
+        """Source and target tokens of an epoch's batches, padding included."""
+        shapes = [(b.rows * b.source_length, b.rows * b.target_length) for b, _ in self._epoch(0)]
+        return tuple(map(sum, zip(*shapes)))
+
+    def _generator(self, epoch: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
+
     def _make_epoch(self, epoch: int) -> list[tuple[Bucket, np.ndarray]]:
-        generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+        generator = self._generator(epoch)
         order = generator.permutation(len(self._bucket_of))
+        rows = self._exchange(self._rows, generator) if self.packed else self._rows
         batches, left = [], order[:0]
         for number, bucket in enumerate(self.buckets):
             members = np.concatenate([left, order[self._bucket_of[order] == number]])
             full = len(members) // bucket.rows * bucket.rows
-            batches += [(bucket, examples) for examples in members[:full].reshape(-1, bucket.rows)]
+            batches += [(bucket, rows[chosen]) for chosen in members[:full].reshape(-1, bucket.rows)]
             left = members[full:]
         if len(left):
             last = self.buckets[-1]
-            batches.append((last, np.concatenate([left, np.full(last.rows - len(left), -1)])))
+            batches.append((last, rows[np.concatenate([left, np.full(last.rows - len(left), -1)])]))
         return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def _padded(lengths: np.ndarray) -> np.ndarray:
     """Multiples of LENGTH_STEP, but none above the longest, for which a model may have no more positions."""
-    return np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, lengths.max())
+    return np.minimum(_step_up(lengths), lengths.max())
+
+
+def _step_up(length):
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 def bucket_shapes(source_lengths: np.ndarray, target_lengths: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -93,6 +131,19 @@ def bucket_shapes(source_lengths: np.ndarray, target_lengths: np.ndarray, count:
     return [(int(lengths[e]), int(np.max(targets[: e + 1]))) for e in reversed(ends)]
 
 
+def _pack_shape(settings: BatchConfig, longest: tuple[int, int]) -> tuple[int, int]:
+    """Source and target tokens of a row of packed examples; positions count in each example, so a row may be longer
+    than a model has positions."""
+    given = settings.pack_source_length, settings.pack_target_length
+    for side, length, most in zip(("source", "target"), given, longest):
+        check(
+            length is None or length >= most,
+            f"batch.pack_{side}_length is {length} and the longest {side} has {most} tokens; give at least {most}, or a"
+            f" lower data.max_{side}_length",
+        )
+    return tuple(_step_up(most) if length is None else length for length, most in zip(given, longest))
+
+
 def _rows(settings: BatchConfig, source_length: int, target_length: int) -> int:
     if settings.tokens is None:
         return settings.size
@@ -100,7 +151,7 @@ def _rows(settings: BatchConfig, source_length: int, target_length: int) -> int:
     if rows == 0:
         needed = settings.multiple * (source_length + target_length)
         raise ValueError(
-            f"batch.tokens {settings.tokens} is too small for batch.multiple {settings.multiple} examples of"
+            f"batch.tokens {settings.tokens} is too small for batch.multiple {settings.multiple} rows of"
             f" {source_length} + {target_length} tokens; give at least {needed}, or a smaller multiple or lengths"
         )
     return rows

@@ -56,17 +56,18 @@ def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_id
 
 
 def jitted(function: Callable, **options: Any) -> Callable:
-    """jax.jit for `start`, whose products are large: on a CPU Eigen's, which are quicker there than YNNPACK's."""
+    """jax.jit for `start`, whose products are large: on a CPU those of float32 are Eigen's, which are quicker there
+    than YNNPACK's; those of int8 are not."""
 
     @functools.cache
-    def compiled():
-        return jax.jit(function, compiler_options=CPU_OPTIONS if jax.default_backend() == "cpu" else None, **options)
+    def compiled(eigen: bool):
+        return jax.jit(function, compiler_options=CPU_OPTIONS if eigen else None, **options)
 
     @functools.wraps(function)
-    def call(*arguments):
-        return compiled()(*arguments)
+    def call(model, *arguments):
+        return compiled(jax.default_backend() == "cpu" and not model.int8)(model, *arguments)
 
-    call._cache_size = lambda: compiled()._cache_size()
+    call._cache_size = lambda: sum(compiled(eigen)._cache_size() for eigen in (False, True))
     return call
 
 
@@ -98,6 +99,11 @@ def resized(carry: Carry, capacity: int, pad_id: jax.Array, rows: jax.Array | No
     return carry
 
 
+def room(strategy: Strategy, needed: int) -> int:
+    """The cache's capacity at most, for `needed` tokens."""
+    return -(-(needed + strategy.ahead) // BUCKET) * BUCKET
+
+
 def decode(
     model: EncoderDecoder,
     strategy: Strategy,
@@ -122,7 +128,7 @@ def decode(
       callback: is given the sequences [batch, n, capacity] so far and how many of their tokens count.
     """
     begin, batch = time.monotonic(), prompt.shape[0]
-    largest = -(-(needed + strategy.ahead) // BUCKET) * BUCKET
+    largest = room(strategy, needed)
     capacity = min(FIRST, largest) if prompt.shape[1] < FIRST else largest
     carry = start(model, strategy, capacity, params, source, token_type_ids, prompt, rules)
     rows, results = np.arange(batch), Results(batch)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seq2seq_jax.config import GenerationConfig
+from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.constrained import ConstrainedBeamSearch
@@ -23,7 +23,8 @@ from seq2seq_jax.decoding.loop import Rules, Source, Strategy
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.decoding.settings import automata_of, criteria_of, processors_of, warpers_of
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder, check_ids
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.targets import check_ids
 
 
 @struct.dataclass
@@ -95,36 +96,13 @@ def generate(
     if ids.ndim != 2 or ids.size == 0:
         raise ValueError(f"input_ids has shape {list(ids.shape)}; give [batch, source] with at least one token")
     check_ids("input_ids", ids, config.encoder.vocab_size)
-    start, pad, eos = _tokens(settings, config)
+    start, _, _ = _tokens(settings, config)
     mask = _mask(ids, attention_mask)
     prompt = _prompt(decoder_input_ids, ids.shape[0], start, config.decoder.vocab_size)
-    max_length, min_length = _lengths(settings, prompt.shape[1], ids.shape[1], config)
     _check(settings, rng, callback, config)
+    given = {"custom": processors, "criteria": criteria, "tokenizer": tokenizer, "allowed": allowed, "rng": rng}
+    rules = rules_of(settings, config, prompt.shape[1], ids.shape[1], **given)
     strategy = strategy_of(settings)
-    rules = Rules(
-        max_length=np.int32(max_length),
-        prompt_length=np.int32(prompt.shape[1]),
-        pad_id=np.int32(pad),
-        eos_ids=np.array(eos, np.int32),
-        processors=processors_of(
-            settings,
-            vocab_size=config.decoder.vocab_size,
-            prompt_length=prompt.shape[1],
-            min_length=min_length,
-            max_length=max_length,
-            eos=eos,
-            custom=processors,
-            tokenizer=tokenizer,
-            allowed=allowed,
-        ),
-        warpers=warpers_of(settings, beams=settings.num_beams, eos=eos),
-        criteria=(*criteria_of(settings), *criteria),
-        automata=automata_of(
-            settings, vocab_size=config.decoder.vocab_size, eos=eos, tokenizer=tokenizer, allowed=allowed
-        ),
-        rng=rng if settings.do_sample else None,
-        numbers=_numbers(settings),
-    )
     types = None if token_type_ids is None else np.asarray(token_type_ids, np.int32)
     decoded = engine.decode(
         model.for_decoding(),
@@ -134,7 +112,7 @@ def generate(
         types,
         prompt,
         rules,
-        needed=max_length,
+        needed=int(rules.max_length),
         compact=compact and not strategy.kept,
         max_time=settings.max_time,
         callback=callback,
@@ -158,6 +136,37 @@ def strategy_of(settings: GenerationConfig) -> Strategy:
     if s.prompt_lookup_num_tokens:
         return PromptLookup(s.prompt_lookup_num_tokens, s.max_matching_ngram_size)
     return Sampling(s.num_return_sequences, do_sample=s.do_sample, kept=kept)
+
+
+def rules_of(
+    settings: GenerationConfig,
+    config: EncoderDecoderConfig,
+    prompt: int,
+    source: int,
+    *,
+    custom: Sequence[Processor] = (),
+    criteria: Sequence[Criterion] = (),
+    tokenizer: Any = None,
+    allowed: TokenTrie | None = None,
+    rng: jax.Array | None = None,
+) -> Rules:
+    """What a search over `source` tokens goes by, whose outputs begin with `prompt` tokens; see `generate`."""
+    _, pad, eos = _tokens(settings, config)
+    max_length, min_length = _lengths(settings, prompt, source, config)
+    common = {"vocab_size": config.decoder.vocab_size, "eos": eos, "tokenizer": tokenizer, "allowed": allowed}
+    lengths = {"prompt_length": prompt, "min_length": min_length, "max_length": max_length}
+    return Rules(
+        max_length=np.int32(max_length),
+        prompt_length=np.int32(prompt),
+        pad_id=np.int32(pad),
+        eos_ids=np.array(eos, np.int32),
+        processors=processors_of(settings, custom=custom, **lengths, **common),
+        warpers=warpers_of(settings, beams=settings.num_beams, eos=eos),
+        criteria=(*criteria_of(settings), *criteria),
+        automata=automata_of(settings, **common),
+        rng=rng if settings.do_sample else None,
+        numbers=_numbers(settings),
+    )
 
 
 def _numbers(settings: GenerationConfig) -> dict[str, np.ndarray]:

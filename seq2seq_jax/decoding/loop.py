@@ -189,6 +189,13 @@ def row_keys(rules: Rules, source: Source, length: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(rules.rng, row), length))(source.row)
 
 
+def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Gumbel noise [batch, n, rows] from keys [batch]. Each row's draws begin anew, so that those of a vocabulary do
+    not depend on how far it is padded."""
+    draw = lambda key, i: jax.random.gumbel(jax.random.fold_in(key, i), shape[2:])
+    return jax.vmap(jax.vmap(draw, in_axes=(None, 0)), in_axes=(0, None))(keys, jnp.arange(shape[1]))
+
+
 @struct.dataclass
 class Record:
     """Scores on request, float32 [batch, n, capacity, rows]: raw logits, and what the choice was made from."""

@@ -22,6 +22,7 @@ from seq2seq_jax.decoding.loop import (
     next_memory,
     put,
     row_keys,
+    row_noise,
     view_of,
 )
 
@@ -86,10 +87,8 @@ class Sampling:
         if record is not None:
             record = record.at(state.length, logits=logits, scores=scores)
         if self.do_sample:
-            keys = row_keys(rules, source, state.length)
-            draw = lambda key, i, row: jax.random.categorical(jax.random.fold_in(key, i), row)
-            each = jax.vmap(draw, in_axes=(None, 0, 0))
-            tokens = jax.vmap(lambda key, rows: each(key, jnp.arange(self.count), rows))(keys, scores)
+            noise = row_noise(row_keys(rules, source, state.length), scores.shape)
+            tokens = jnp.argmax(scores + noise, axis=-1)
         else:
             tokens = jnp.argmax(scores, axis=-1)
         tokens = jnp.where(state.open, tokens, rules.pad_id).astype(jnp.int32)

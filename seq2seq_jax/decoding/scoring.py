@@ -13,7 +13,8 @@ import numpy as np
 from flax import struct
 
 from seq2seq_jax.losses import IGNORED, token_losses
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder, check_ids
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.targets import check_ids
 
 # Sequences of like length share a compilation.
 BUCKET = 32

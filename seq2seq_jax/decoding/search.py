@@ -26,6 +26,7 @@ from seq2seq_jax.decoding.loop import (
     next_memory,
     put,
     row_keys,
+    row_noise,
     take,
     view_of,
 )
@@ -171,7 +172,7 @@ class BeamSearch:
         if not self.do_sample:
             return best(scores, count)
         # Gumbel noise on the scores makes the best ones draws without replacement, in the order of drawing.
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(row_keys(rules, source, state.length))
+        noise = row_noise(row_keys(rules, source, state.length), scores.shape)
         noisy, parents, tokens = best(scores + noise, count)
         at = jnp.arange(len(scores))[:, None]
         drawn = scores[at, parents, tokens]

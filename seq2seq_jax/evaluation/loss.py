@@ -47,6 +47,6 @@ def corpus_loss(
     planned = batches(encoded, plan, 0, plan.batches_per_epoch, source_pad_id=source_pad_id, local_rows=here)
     sums = []
     for batch in tqdm(planned, "loss", plan.batches_per_epoch, unit="batch", disable=not progress, leave=False):
-        sums.append(_sums(model, params, shard_batch(batch.arrays, mesh, rows=batch.rows)))
+        sums.append(_sums(model, params, shard_batch(batch.arrays, mesh, rows=batch.bucket.rows)))
     total, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
     return float(total / count)

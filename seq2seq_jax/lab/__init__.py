@@ -1,1 +1,1 @@
-"""What looks at the rest from outside: benchmarks."""
+"""What looks at the rest from outside: benchmarks, dry runs."""

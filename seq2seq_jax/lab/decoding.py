@@ -1,31 +1,23 @@
-"""Decoding, side by side: ours, torch's generate, the Flax class of transformers 4, CTranslate2, and the floor.
-
-A system is a program of `lab/peers` in an environment of its own. All systems of a row are started, and each repeat
-asks them in turn, so that what else the machine does hits all alike; one works at a time.
-"""
+"""Decoding, side by side: ours, torch's generate, the Flax class of transformers 4, CTranslate2, and the floor."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer, say
-from seq2seq_jax.lab.peers.systems import DTYPES, SIZES, SYSTEMS, Size, System, started
+from seq2seq_jax.lab.peers.processes import Peer
+from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
+from seq2seq_jax.lab.side_by_side import Options, Rates, in_turn, rates_of
 
 REFERENCE = "torch"  # what times and outputs are compared with
-# Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.
-RATE_WIDTHS = {"cpu": 2048, "gpu": 8192}
 
 
 class Row(NamedTuple):
@@ -100,13 +92,6 @@ def _shape(name: str) -> Row:
     return row
 
 
-class Rates(NamedTuple):
-    """What the machine was seen to do: FLOP/s of a large matrix product, bytes/s of its memory."""
-
-    flops: float
-    bandwidth: float
-
-
 def work_before(size: Size, row: Row) -> int:
     """FLOPs before the first step: the encoder, and its states' projection to each decoder layer's keys and values."""
     tokens, h = row.batch * row.source, size.hidden
@@ -138,35 +123,6 @@ def floor_seconds(size: Size, row: Row, rates: Rates, width: int) -> float:
     steps = [work_of_step(size, row, position, width) for position in range(1, row.steps + 1)]
     limits = (max(flops / rates.flops, count / rates.bandwidth) for flops, count in steps)
     return work_before(size, row) / rates.flops + sum(limits)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to measure.
-
-    Attributes:
-      device: "cpu" (float32) or "gpu" (bfloat16).
-      repeats: calls after the first, whose median counts.
-      environments: where the peers' environments and models are, or are made; see `REQUIREMENTS`.
-      in_place: all peers use this Python.
-      data: the corpus row's texts (see `load_pairs`), under "document".
-    """
-
-    device: str = "cpu"
-    repeats: int = 3
-    environments: Path = Path("~/.cache/seq2seq_jax/benchmark")
-    in_place: bool = False
-    data: str = "debian-synopsis:train"
-
-    def __post_init__(self):
-        check(self.device in HEADLINES, f"device {self.device!r} is unknown: {nearest(self.device, HEADLINES)}")
-        check(self.repeats > 0, f"repeats is {self.repeats}; give at least 1")
-        object.__setattr__(self, "environments", Path(self.environments).expanduser().absolute())
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number."""
-        return jnp.dtype(DTYPES[self.device]).itemsize
 
 
 @dataclass(frozen=True)
@@ -226,23 +182,11 @@ def _takes(system: System, row: Row) -> bool:
 
 
 def _interleaved(task: _Task, peers: Mapping[str, Peer], options: Options) -> list[Result]:
-    """A first call of each system, then repeats, each of which asks all in turn."""
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
-    for _ in range(1 + options.repeats):
-        for name, got in answers.items():
-            got.append(peers[name].ask(task.request))
-            say(f"{task.row} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
+    answers = in_turn(peers, task.request, options.repeats, str(task.row))
     # Last, since on a GPU the memory that it takes would count as the row's.
-    ours = next((peer for name, peer in peers.items() if SYSTEMS[name].peer == "ours"), None)
-    rates = None if ours is None or task.row.corpus else _rates(ours, RATE_WIDTHS[options.device])
+    rates = None if task.row.corpus else rates_of(peers, options.device)
     floor = rates and floor_seconds(SIZES[task.row.size], task.row, rates, options.width)
     return [_result(name, task, got, floor, rates, peers[name].versions) for name, got in answers.items()]
-
-
-def _rates(ours: Peer, width: int) -> Rates:
-    found = ours.ask({"kind": "rates", "width": width})
-    say(f"{found['chip']}: {found['flops'] / 1e9:.0f} GFLOP/s, {found['bandwidth'] / 1e9:.1f} GB/s")
-    return Rates(found["flops"], found["bandwidth"])
 
 
 def _result(
@@ -372,21 +316,6 @@ def growth(results: Sequence[Result]) -> list[str]:
             )
         lines += ["", f"{name}, a step of {mine[0].row.batch} texts: {'; '.join(costs)}."]
     return lines
-
-
-def machine() -> dict[str, Any]:
-    """Facts of this machine."""
-    return {
-        "processor": _field("/proc/cpuinfo", "model name"),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-    }
-
-
-def _field(path: str, name: str) -> str | None:
-    lines = Path(path).read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
 
 
 def as_json(result: Result, results: Sequence[Result]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import LayerSettings
-from seq2seq_jax.models.layers import LOWEST, Norm, Part, Projection
+from seq2seq_jax.models.kernels import Segments, check_kernel, fused_attention
+from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection
 from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
 from seq2seq_jax.parallel.rules import constrain
 
@@ -58,6 +59,7 @@ def attend(
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
     y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v, preferred_element_type=jnp.float32)
+    y = checkpoint_name(y, "attention_out")
     y, weights = (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
     return y.reshape(shape), weights.reshape(*shape[:3], -1)
 
@@ -69,11 +71,13 @@ class Attention(Part):
       settings: of the layer.
       kv_size: width of the sequence that keys and values come from.
       cross: over another sequence, where positions mean nothing.
+      attention_impl: "xla", or a kernel (models/kernels.py), which takes no cached keys and returns no weights.
     """
 
     settings: LayerSettings = LayerSettings()
     kv_size: int = 0
     cross: bool = False
+    attention_impl: str = "xla"
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -88,7 +92,7 @@ class Attention(Part):
         self.value = Projection(c, bias=c.attention_bias, **kv)
         back = ("heads", "head_dim", "embed")
         self.out = Projection(c, inputs=heads, outputs=wide, axes=back, bias=c.attention_out_bias, **columns, **kw)
-        self.drop = nn.Dropout(c.attention_dropout)
+        self.drop = Dropout(c.attention_dropout)
         if c.query_key_norm:
             self.query_norm, self.key_norm = Norm(c, **kw), Norm(c, **kw)
         if self.cross:
@@ -144,14 +148,14 @@ class Attention(Part):
         self,
         x: jax.Array,
         keys_values: tuple[jax.Array, jax.Array],
-        mask: jax.Array | None,
+        mask: jax.Array | Segments | None,
         *,
         train: bool = False,
         rotation: Rotation | None = None,
         bias: jax.Array | None = None,
         position_table: jax.Array | None = None,
         cached: bool = False,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """x [batch, length, hidden], or columns, attends over keys_values; returns the like of x, and the weights."""
         q = self.queries(x, rotation)
         if position_table is not None:
@@ -159,6 +163,12 @@ class Attention(Part):
         drop = None
         if train and self.config.attention_dropout:
             drop = lambda weights: self.drop(weights, deterministic=False)
-        softcap = self.config.attention_softcap
-        y, weights = attend(q, *keys_values, mask, self.scale, drop, bias=bias, softcap=softcap, cached=cached)
+        c, name = self.config, self.attention_impl
+        options = {"scale": self.scale, "softcap": c.attention_softcap}
+        if name == "xla":
+            y, weights = attend(q, *keys_values, mask, drop=drop, bias=bias, cached=cached, **options)
+        else:
+            check_kernel(name, c, q, keys_values[0], dropout=drop is not None, bias=bias is not None)
+            causal, window = (False, None) if self.cross else (c.causal, self.settings.window)
+            y, weights = fused_attention(name, q, *keys_values, mask, causal=causal, window=window, **options), None
         return self.out(jnp.transpose(y, (1, 3, 0, 2)) if self.columns else jnp.swapaxes(y, 1, 2)), weights

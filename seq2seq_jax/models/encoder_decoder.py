@@ -12,11 +12,13 @@ import numpy as np
 from flax import struct
 from flax.core import FrozenDict, unfreeze
 
-from seq2seq_jax.config import EncoderDecoderConfig, TransformerConfig
+from seq2seq_jax.config import EncoderDecoderConfig
+from seq2seq_jax.int8 import quantise
 from seq2seq_jax.losses import IGNORED, cross_entropy
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.layers import Dtype, Projection, quantise
+from seq2seq_jax.models.kernels import segments
+from seq2seq_jax.models.layers import Dtype, Projection
 from seq2seq_jax.models.stack import (
     LayerOutput,
     Show,
@@ -27,6 +29,7 @@ from seq2seq_jax.models.stack import (
     unstack_layers,
 )
 from seq2seq_jax.models.transformer import Transformer, join
+from seq2seq_jax.targets import check_ids, shift_tokens_right, wrap_tokens_right
 
 
 @struct.dataclass
@@ -35,13 +38,15 @@ class EncoderDecoderOutput:
 
     Attributes:
       logits: float32 [batch, target, vocab_size]. loss: mean over labels that are not -100.
+      decoder_last_hidden_state: [batch, target, decoder hidden], which the head reads.
       encoder_last_hidden_state: [batch, source, encoder hidden].
       encoder_hidden_states, decoder_hidden_states: num_layers + 1 arrays: each layer's input, then the final states.
       encoder_attentions, decoder_attentions, cross_attentions: per layer, [batch, heads, queries, keys].
     """
 
-    logits: jax.Array
+    logits: jax.Array | None
     loss: jax.Array | None = None
+    decoder_last_hidden_state: jax.Array | None = None
     encoder_last_hidden_state: jax.Array | None = None
     encoder_hidden_states: tuple[jax.Array, ...] | None = None
     decoder_hidden_states: tuple[jax.Array, ...] | None = None
@@ -65,46 +70,6 @@ class DecodeStep:
     attention: jax.Array | None
 
 
-def shift_tokens_right(labels: jax.Array, pad_token_id: int | None, decoder_start_token_id: int | None) -> jax.Array:
-    """Decoder inputs of `labels` [batch, length]: the start token, then the labels but the last, -100 read as pad.
-
-    Raises:
-      ValueError: if either id is None (transformers.models.encoder_decoder.shift_tokens_right).
-    """
-    for name, value in (("decoder_start_token_id", decoder_start_token_id), ("pad_token_id", pad_token_id)):
-        if value is None:
-            raise ValueError(
-                f"{name} is not known, and labels cannot be shifted without it; give {name}=... where the pair is made"
-            )
-    labels = jnp.asarray(labels)
-    start = jnp.full_like(labels[:, :1], decoder_start_token_id)
-    shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
-    return jnp.where(shifted == IGNORED, pad_token_id, shifted)
-
-
-def wrap_tokens_right(labels: jax.Array, pad_token_id: int) -> jax.Array:
-    """mBART's and PLBart's decoder inputs of `labels` [batch, length]: the last token, a language's, then all before it
-    (transformers.models.mbart.shift_tokens_right).
-    """
-    labels = jnp.asarray(labels)
-    labels = jnp.where(labels == IGNORED, pad_token_id, labels)
-    last = jnp.sum(labels != pad_token_id, axis=1, keepdims=True) - 1
-    return jnp.concatenate([jnp.take_along_axis(labels, last, axis=1), labels[:, :-1]], axis=1)
-
-
-def check_ids(name: str, ids: Any, vocab_size: int, allowed: tuple[int, ...] = ()) -> None:
-    """An id outside the vocabulary is an error, where `ids` are known (not while tracing)."""
-    if ids is None or isinstance(ids, jax.core.Tracer):
-        return
-    ids = np.asarray(ids)
-    bad = ids[((ids < 0) | (ids >= vocab_size)) & ~np.isin(ids, allowed)]
-    if bad.size:
-        raise ValueError(
-            f"{name} holds the id {bad[0]}, outside the vocabulary of {vocab_size}; use the tokenizer that belongs to"
-            " the checkpoint, or resize_token_embeddings"
-        )
-
-
 class EncoderDecoder(nn.Module):
     """An encoder-decoder (transformers.EncoderDecoderModel).
 
@@ -114,21 +79,26 @@ class EncoderDecoder(nn.Module):
     Attributes:
       dtype: of the computation. param_dtype: of parameters made by `init`.
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
+      attention_impl: "xla", or a kernel (models/kernels.py); decoding always takes "xla".
+      scan_unroll: layers in one turn of the loop over them.
       unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
-      int8: decoding reads the decoder's kernels and head as int8, and makes the tokens that meet them int8 too.
+      int8: decoding reads the kernels of layers and head as int8, and makes the tokens that meet them int8 too.
     """
 
     config: EncoderDecoderConfig
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     remat: str = "none"
+    attention_impl: str = "xla"
+    scan_unroll: int = 1
     unrolled: bool = False
     int8: bool = False
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.encoder = Transformer(c.encoder, unrolled=self.unrolled, remat=self.remat, **kw)
-        self.decoder = Transformer(c.decoder, unrolled=self.unrolled, columns=self.unrolled, remat=self.remat, **kw)
+        form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
+        self.encoder = Transformer(c.encoder, **form, **kw)
+        self.decoder = Transformer(c.decoder, columns=self.unrolled, **form, **kw)
         if c.has_projection:
             self.enc_to_dec_proj = Projection(
                 c.decoder,
@@ -168,35 +138,41 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        output_logits: bool = True,
     ) -> EncoderDecoderOutput:
         """Logits, and the loss where labels are given.
 
         Args:
           input_ids: int [batch, source]. attention_mask: [batch, source], true (1) on tokens; None: all are.
           token_type_ids, position_ids: [batch, source] for the encoder.
-          decoder_input_ids: int [batch, target]. Without them the labels are shifted right, and pads among the shifted
-            ids are masked unless decoder_attention_mask says otherwise.
-          encoder_pack_ids, decoder_pack_ids: int [batch, length] for several examples in a row: tokens see only tokens
-            of their own pack, on either side, and positions restart with each pack.
+          decoder_input_ids: int [batch, target]. Without them the labels are shifted right, in each pack, and pads
+            among the shifted ids are masked unless decoder_attention_mask says otherwise.
+          encoder_pack_ids, decoder_pack_ids: int [batch, length] for several examples in a row, from 1, and 0 on
+            padding: tokens see only tokens of their own pack, on either side, and positions restart with each pack. A
+            row may be longer than there are positions, a pack not.
           labels: int [batch, target], -100 where there is nothing to predict.
           train: dropout acts; needs rngs={"dropout": key}.
+          output_logits: without, there are neither logits nor loss (see `token_losses`).
         """
         c = self.config
         check_ids("input_ids", input_ids, c.encoder.vocab_size)
         check_ids("decoder_input_ids", decoder_input_ids, c.decoder.vocab_size)
         check_ids("labels", labels, c.decoder.vocab_size, allowed=(IGNORED,))
+        if (encoder_pack_ids is None) != (decoder_pack_ids is None):
+            raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("there is nothing to decode: give decoder_input_ids, or labels to shift")
             if c.model_type in ("mbart", "plbart"):
-                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id)
+                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id, decoder_pack_ids)
             else:
-                decoder_input_ids = shift_tokens_right(labels, c.pad_token_id, c.decoder_start_token_id)
+                tokens = c.pad_token_id, c.decoder_start_token_id
+                decoder_input_ids = shift_tokens_right(labels, *tokens, decoder_pack_ids)
             # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
-            if decoder_attention_mask is None and decoder_pack_ids is None and c.is_pair:
+            if decoder_attention_mask is None and c.is_pair:
                 decoder_attention_mask = decoder_input_ids != c.pad_token_id
-        if (encoder_pack_ids is None) != (decoder_pack_ids is None):
-            raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
+        if output_attentions and self.attention_impl != "xla":
+            raise ValueError(f"attention_impl {self.attention_impl!r} returns no attention weights; give 'xla'")
 
         show = Show(train, output_attentions, output_hidden_states)
         states, encoder_shown = self.encoder(
@@ -208,7 +184,10 @@ class EncoderDecoder(nn.Module):
             show=show,
         )
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
-        if encoder_pack_ids is not None:
+        if self.attention_impl == "splash":
+            shapes = (np.shape(decoder_input_ids), np.shape(input_ids))
+            cross_mask = segments(*shapes, attention_mask, decoder_pack_ids, encoder_pack_ids)
+        elif encoder_pack_ids is not None:
             cross_mask = join(cross_mask, (decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :])[:, None])
         decoded, decoder_shown = self.decoder(
             jnp.asarray(decoder_input_ids),
@@ -219,13 +198,14 @@ class EncoderDecoder(nn.Module):
             cross_mask=cross_mask,
             show=show,
         )
-        logits = self.decoder.logits(decoded)
+        logits = self.decoder.logits(decoded) if output_logits else None
         loss = None
-        if labels is not None:
+        if output_logits and labels is not None:
             loss = cross_entropy(logits, jnp.asarray(labels), vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
-            logits=logits[..., : c.decoder.vocab_size],
+            logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
+            decoder_last_hidden_state=decoded,
             encoder_last_hidden_state=states,
             encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states else None,
             decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
@@ -233,6 +213,16 @@ class EncoderDecoder(nn.Module):
             decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
             cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
         )
+
+    def token_losses(self, *, labels, chunk: int | None = None, loss: Mapping[str, float] = FrozenDict(), **inputs):
+        """Loss of each target token in nats, float32 [batch, target], 0 where the label is -100.
+
+        Args:
+          labels, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
+          loss: label_smoothing and z_loss (losses.py).
+        """
+        states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
+        return self.decoder.head.token_losses(states, jnp.asarray(labels), chunk=chunk, **loss)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
@@ -265,7 +255,7 @@ class EncoderDecoder(nn.Module):
 
     def for_decoding(self) -> EncoderDecoder:
         """The same model in decoding form; its parameters are `decoding_params(params)`."""
-        return self.clone(unrolled=True)
+        return self.clone(unrolled=True, attention_impl="xla")
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels for columns; tied
@@ -274,8 +264,9 @@ class EncoderDecoder(nn.Module):
         decoder = {**full["decoder"], "layers": to_columns(full["decoder"]["layers"])}
         if self.int8:
             kernel, scale = quantise(decoder["head"]["kernel"], (1,))
-            decoder["layers"] = to_int8(decoder["layers"])
+            decoder["layers"] = to_int8(decoder["layers"], columns=True)
             decoder["head"] = {**decoder["head"], "kernel": kernel, "kernel_scale": scale}
+            full["encoder"] = {**full["encoder"], "layers": to_int8(full["encoder"]["layers"], columns=False)}
         return {**full, "decoder": decoder}
 
     def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,14 +282,8 @@ class EncoderDecoder(nn.Module):
         return ties.strip(self._convert(full, stack_layers), ties.aliases(self.config))
 
     def _convert(self, params: Mapping[str, Any], convert) -> dict[str, Any]:
-        def side(name: str, config: TransformerConfig):
-            return {**params[name], "layers": convert(config, params[name]["layers"])}
-
-        return {
-            **params,
-            "encoder": side("encoder", self.config.encoder),
-            "decoder": side("decoder", self.config.decoder),
-        }
+        side = lambda name: convert(getattr(self.config, name), params[name]["layers"])
+        return {**params, **{name: {**params[name], "layers": side(name)} for name in ("encoder", "decoder")}}
 
     def parameter_shapes(self) -> Any:
         """The once-stored tree as ShapeDtypeStructs, boxed with their logical axes; nothing is computed."""

@@ -9,8 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.int8 import int8_product
+from seq2seq_jax.losses import chunked_token_losses, token_losses
 from seq2seq_jax.parallel.rules import constrain
 
 Dtype = Any
@@ -70,20 +73,24 @@ class Part(nn.Module):
         return constrain(value, axes).astype(self.dtype)
 
 
-def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """x as int8 and float32 scales, one for all of `axes`, that it is multiplied by."""
-    x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / 127.0
-    return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), jnp.squeeze(scale, axes)
+class Dropout(nn.Module):
+    """Entries set to 0 at a rate, the others scaled up (Srivastava et al. 2014); the rate counts in steps of 2**-16.
 
+    Two entries share a random word of 32 bits, and no float is made of it: on a CPU half of the time of flax's.
+    """
 
-def int8_product(kernel: jax.Array, scale: jax.Array, x: jax.Array) -> jax.Array:
-    """float32 [outputs, ...] of kernel int8 [outputs, inputs] and tokens x [..., inputs], which are made int8 one by
-    one: the form in which XLA's CPU backend is fastest, contracted over the last axes of both."""
-    tokens, scales = quantise(x, (x.ndim - 1,))
-    contract = (((1,), (x.ndim - 1,)), ((), ()))
-    y = jax.lax.dot_general(kernel, tokens, contract, preferred_element_type=jnp.int32)
-    return y.astype(jnp.float32) * scale.reshape(-1, *(1,) * (x.ndim - 1)) * scales
+    rate: float
+
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        """x: [..., length, features]."""
+        if deterministic or not self.rate:
+            return x
+        length = x.shape[-2]
+        words = (*x.shape[:-2], -(-length // 2), x.shape[-1])
+        bits = jax.random.bits(self.make_rng("dropout"), words, jnp.uint32)
+        # Halves of words stand along the length, which no mesh splits.
+        bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-2)[..., :length, :]
+        return jnp.where(bits >= round(self.rate * 2**16), x * (1.0 / (1.0 - self.rate)), 0.0)
 
 
 class Projection(Part):
@@ -99,9 +106,15 @@ class Projection(Part):
         n, m = len(self.inputs), len(self.outputs)
         if self.has_variable("params", "kernel_scale"):
             kernel, scale = self.get_variable("params", "kernel"), self.get_variable("params", "kernel_scale")
-            tokens = jnp.moveaxis(x.reshape(-1, *x.shape[n:]), 0, -1)
-            y = int8_product(kernel.reshape(-1, tokens.shape[-1]), scale.reshape(-1), tokens)
-            y = y.astype(self.dtype).reshape(*self.outputs, *x.shape[n:])
+            kernel, scale = kernel.reshape(scale.size, -1), scale.reshape(-1)
+            if self.columns:
+                tokens = jnp.moveaxis(x.reshape(-1, *x.shape[n:]), 0, -1)
+                y, shape = int8_product(kernel, scale, tokens, outputs_first=True), (*self.outputs, *x.shape[n:])
+            else:
+                lead = x.shape[: x.ndim - n]
+                y = int8_product(kernel, scale, x.reshape(*lead, -1), outputs_first=False)
+                shape = (*lead, *self.outputs)
+            y = y.astype(self.dtype).reshape(shape)
         elif self.columns:
             kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
             y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
@@ -182,7 +195,7 @@ class Embeddings(Part):
         if c.embedding_size != c.hidden_size:
             shape = {"inputs": (c.embedding_size,), "outputs": (c.hidden_size,), "axes": ("norm", "embed")}
             self.projection = Projection(c, bias=c.embedding_projection_bias, **shape, **kw)
-        self.drop = nn.Dropout(c.dropout if c.embedding_dropout is None else c.embedding_dropout)
+        self.drop = Dropout(c.dropout if c.embedding_dropout is None else c.embedding_dropout)
 
     def __call__(
         self, ids: jax.Array, position_ids: jax.Array, token_type_ids: jax.Array | None, *, train: bool
@@ -232,11 +245,12 @@ class Mlp(Part):
         if c.mlp_gated:
             self.gate = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
         self.down = Projection(c, inputs=m, outputs=h, axes=("mlp", "embed"), **kw)
-        self.drop = nn.Dropout(c.activation_dropout)
+        self.drop = Dropout(c.activation_dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         activation = ACTIVATIONS[self.config.activation]
-        y = activation(self.gate(x)) * self.up(x) if self.config.mlp_gated else activation(self.up(x))
+        up = checkpoint_name(self.up(x), "mlp")  # what the activation's derivative reads
+        y = activation(checkpoint_name(self.gate(x), "mlp")) * up if self.config.mlp_gated else activation(up)
         y = constrain(y, ("mlp", "batch", "length") if self.columns else ("batch", *("length",) * (y.ndim - 2), "mlp"))
         return self.down(self.drop(y, deterministic=not train))
 
@@ -256,27 +270,38 @@ class Head(Part):
             self.kernel = self.get_variable("params", "kernel")
         else:
             self.kernel = self.weight("kernel", (c.padded_vocab_size, c.head_size), ("vocab", "embed"))
-        if c.head_bias != "none":
-            self.bias = self.weight("bias", (c.padded_vocab_size,), ("vocab",))
+        bias = None if c.head_bias == "none" else self.weight("bias", (c.padded_vocab_size,), ("vocab",))
+        self.bias = jax.lax.stop_gradient(bias) if c.head_bias == "fixed" else bias
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def _features(self, x: jax.Array) -> jax.Array:
+        """States [..., hidden] as the kernel reads them, [..., head_size]."""
         c = self.config
         if c.head_transform:
             x = self.norm(ACTIVATIONS[c.head_activation or c.activation](self.transform(x)))
         elif c.head_projection:
             x = self.transform(x)
-        if c.head_scale != 1.0:
-            x = x * jnp.asarray(c.head_scale, x.dtype)
+        return x if c.head_scale == 1.0 else x * jnp.asarray(c.head_scale, x.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, x = self.config, self._features(x)
         if self.kernel.dtype == jnp.int8:
-            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x)
+            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, outputs_first=True)
             logits = jnp.moveaxis(logits, 0, -1)
         else:
             contract = (((x.ndim - 1,), (1,)), ((), ()))
             logits = jax.lax.dot_general(x, self.kernel, contract, preferred_element_type=jnp.float32)
-        if c.head_bias != "none":
-            logits = logits + (jax.lax.stop_gradient(self.bias) if c.head_bias == "fixed" else self.bias)
+        if self.bias is not None:
+            logits = logits + self.bias
         if c.head_softcap is not None:
             logits = c.head_softcap * jnp.tanh(logits / c.head_softcap)
         if c.padded_vocab_size > c.vocab_size:
             logits = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits, LOWEST)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
+
+    def token_losses(self, x: jax.Array, labels: jax.Array, *, chunk: int | None, **options) -> jax.Array:
+        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time, None: of all."""
+        c = self.config
+        if chunk is None:
+            return token_losses(self(x), labels, vocab_size=c.vocab_size, **options)
+        options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap, "chunk": chunk}
+        return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, **options)

@@ -19,16 +19,24 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
+from seq2seq_jax.int8 import quantise
 from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.layers import Mlp, Norm, Part, quantise
+from seq2seq_jax.models.kernels import Segments
+from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
+# What the backward pass finds kept beside each layer's input; "none", which keeps everything, is not among them. Of the
+# kernels of attention only splash's gives its output to keep.
+POLICIES = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
     "full": None,
-    "dots": jax.checkpoint_policies.checkpoint_dots,
-    "dots_with_no_batch_dims": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": POLICIES.checkpoint_dots,
+    "dots_with_no_batch_dims": POLICIES.checkpoint_dots_with_no_batch_dims,
+    "offload_dots": POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "save_attention_out": POLICIES.save_only_these_names("attention_out"),
+    "save_mlp": POLICIES.save_only_these_names("mlp"),
 }
 
 
@@ -37,20 +45,21 @@ class Context:
     """What every layer reads beside its input.
 
     Attributes:
-      self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None.
+      self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
+        splash attention `Segments`. cross_mask: likewise, [batch, 1, queries, source].
       rotations: for each of the config's rotaries, its cosine and sine.
       positions: of queries [queries] and keys [keys], for relative biases. bias: that of all layers, or None.
       position_table: DeBERTa's, or None.
-      encoder_states: [batch, source, features], or None. cross_mask: bool, to [batch, 1, queries, source], or None.
+      encoder_states: [batch, source, features], or None.
     """
 
-    self_masks: tuple[jax.Array | None, ...] = (None,)
+    self_masks: tuple[jax.Array | Segments | None, ...] = (None,)
     rotations: tuple[Rotation, ...] = ()
     positions: tuple[jax.Array, jax.Array] | None = None
     bias: jax.Array | None = None
     position_table: jax.Array | None = None
     encoder_states: jax.Array | None = None
-    cross_mask: jax.Array | None = None
+    cross_mask: jax.Array | Segments | None = None
 
 
 @struct.dataclass
@@ -74,21 +83,21 @@ class Block(Part):
     """Self-attention, cross-attention where the layer has it, MLP; norms before or after each, or both."""
 
     settings: LayerSettings = LayerSettings()
+    attention_impl: str = "xla"
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns}
-        self.self_attention = Attention(c, settings=self.settings, kv_size=c.hidden_size, **kw)
+        attention = {"settings": self.settings, "attention_impl": self.attention_impl, **kw}
+        self.self_attention = Attention(c, kv_size=c.hidden_size, **attention)
         if self.has_cross:
-            self.cross_attention = Attention(
-                c, settings=self.settings, kv_size=c.cross_attention_size, cross=True, **kw
-            )
+            self.cross_attention = Attention(c, kv_size=c.cross_attention_size, cross=True, **attention)
         self.mlp = Mlp(c, **kw)
         for part in ("self_attention", *(("cross_attention",) if self.has_cross else ()), "mlp"):
             if part != "self_attention" or self.settings.attention_norm:
                 setattr(self, f"{part}_norm", Norm(c, **kw))
             if c.norm_position == "sandwich":
                 setattr(self, f"{part}_post_norm", Norm(c, **kw))
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
 
     @property
     def has_cross(self) -> bool:
@@ -190,10 +199,11 @@ class Repeat(Part):
 
     pattern: tuple[LayerSettings, ...] = ()
     remat: str = "none"
+    attention_impl: str = "xla"
 
     def setup(self):
         block = rematerialised(self.remat)
-        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "attention_impl": self.attention_impl}
         self.block = [block(self.config, settings=settings, **kw) for settings in self.pattern]
 
     def __call__(self, x, context, show):
@@ -250,9 +260,12 @@ class Stack(Part):
 
     unrolled: bool = False
     remat: str = "none"
+    attention_impl: str = "xla"
+    scan_unroll: int = 1
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kw["attention_impl"] = self.attention_impl
         plan = Plan(0, 1, 0) if self.unrolled else scan_plan(c)
         block = rematerialised(self.remat)
         self.alone = {
@@ -269,6 +282,7 @@ class Stack(Part):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),
                 length=plan.repeats,
+                unroll=min(self.scan_unroll, plan.repeats),
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             self.stacked = scanned(c, pattern=pattern, remat=self.remat, **kw)
@@ -363,10 +377,11 @@ def stack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
     return out
 
 
-# The kernels that read tokens as columns, by their place in a layer, and how many of their axes are inputs.
+# The kernels of a layer, and how many of their axes are inputs; those of the source never read tokens as columns.
+SOURCE_KERNELS = {("cross_attention", name): 1 for name in ("key", "value")}
 COLUMN_KERNELS = {
     **{("self_attention", name): 1 for name in ("query", "key", "value")},
-    **{("cross_attention", name): 1 for name in ("query",)},
+    ("cross_attention", "query"): 1,
     **{(part, "out"): 2 for part in ("self_attention", "cross_attention")},
     **{("mlp", name): 1 for name in ("up", "gate", "down")},
 }
@@ -374,22 +389,28 @@ COLUMN_KERNELS = {
 
 def to_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of unstacked layers with kernels [*outputs, *inputs] where tokens are columns."""
-    return _replaced_kernels(layers, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
+    return _replaced_kernels(layers, COLUMN_KERNELS, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
 
 
 def from_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `to_columns`."""
-    return _replaced_kernels(layers, lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)})
+    back = lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)}
+    return _replaced_kernels(layers, COLUMN_KERNELS, back)
 
 
-def to_int8(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Those kernels of `to_columns` as int8, with a float32 `kernel_scale` [*outputs] each."""
+def to_int8(layers: Mapping[str, Any], *, columns: bool) -> dict[str, Any]:
+    """All kernels of unstacked layers as int8 [*outputs, *inputs], with a float32 `kernel_scale` [*outputs] each.
+
+    Args:
+      columns: `layers` come from `to_columns`.
+    """
 
     def quantised(kernel: jax.Array, inputs: int) -> dict[str, jax.Array]:
         values, scale = quantise(kernel, tuple(range(kernel.ndim - inputs, kernel.ndim)))
         return {"kernel": values, "kernel_scale": scale}
 
-    return _replaced_kernels(layers, quantised)
+    layers = _replaced_kernels(layers if columns else to_columns(layers), COLUMN_KERNELS, quantised)
+    return _replaced_kernels(layers, SOURCE_KERNELS, lambda kernel, n: quantised(_moved(kernel, n), n))
 
 
 def _moved(kernel: jax.Array, first: int) -> jax.Array:
@@ -397,11 +418,13 @@ def _moved(kernel: jax.Array, first: int) -> jax.Array:
     return jnp.transpose(kernel, (*range(first, kernel.ndim), *range(first)))
 
 
-def _replaced_kernels(layers: Mapping[str, Any], change: Callable[[jax.Array, int], dict]) -> dict[str, Any]:
+def _replaced_kernels(
+    layers: Mapping[str, Any], kernels: Mapping[tuple[str, str], int], change: Callable[[jax.Array, int], dict]
+) -> dict[str, Any]:
     out = {}
     for layer, parts in layers.items():
         out[layer] = {part: dict(tree) for part, tree in parts.items()}
-        for (part, name), inputs in COLUMN_KERNELS.items():
+        for (part, name), inputs in kernels.items():
             if name in parts.get(part, {}):
                 leaves = parts[part][name]
                 out[layer][part][name] = {**leaves, **change(leaves["kernel"], inputs)}

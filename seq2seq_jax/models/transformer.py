@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from seq2seq_jax.config import TransformerConfig, check
 from seq2seq_jax.models.cache import Cache
+from seq2seq_jax.models.kernels import Segments, segments
 from seq2seq_jax.models.layers import Embeddings, Head, Norm, Part
 from seq2seq_jax.models.positions import Bias, RelativeTable, rotations
 from seq2seq_jax.models.stack import Context, LayerOutput, Show, Stack
 from seq2seq_jax.parallel.rules import constrain
+from seq2seq_jax.targets import pack_begins
 
 
-def restarting_positions(pack_ids: jax.Array) -> jax.Array:
-    """Positions [batch, length] that restart at 0 where a new pack begins."""
-    index = jnp.arange(pack_ids.shape[1])
-    begins = jnp.concatenate([jnp.ones_like(pack_ids[:, :1], bool), pack_ids[:, 1:] != pack_ids[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+def counted_positions(real: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
+    """Positions [batch, length] that count the `real` tokens from 0, anew in each pack; -1 for the others."""
+    real = real.astype(jnp.int32)
+    count = jnp.cumsum(real, axis=1)
+    if pack_ids is not None:
+        before = jnp.where(pack_begins(pack_ids), count - real, 0)
+        count = count - jax.lax.cummax(before, axis=1)
+    return count * real - 1
+
+
+def check_length(config: TransformerConfig, length: int) -> None:
+    """A sequence longer than the transformer takes is an error that says what to do."""
+    check(
+        length <= config.max_positions,
+        f"a sequence of {length} tokens is longer than the {config.max_positions} positions of this {config.family};"
+        " cut it (max_length), or load with encoder_max_position_embeddings or decoder_max_position_embeddings",
+    )
+    if config.length_limit is not None:
+        most, remedy = config.length_limit
+        check(length <= most, f"a sequence of {length} tokens is longer than {most}: {remedy}")
+
+
+def _longest(ids: jax.Array, pack_ids: jax.Array | None) -> int:
+    """Tokens of the longest sequence; 0 where packs are traced, and so unknown."""
+    if pack_ids is None:
+        return ids.shape[1]
+    if isinstance(pack_ids, jax.core.Tracer):
+        return 0
+    return max((int(np.bincount(row)[1:].max(initial=0)) for row in np.asarray(pack_ids)), default=0)
 
 
 class Transformer(Part):
@@ -24,6 +52,8 @@ class Transformer(Part):
 
     unrolled: bool = False
     remat: str = "none"
+    attention_impl: str = "xla"
+    scan_unroll: int = 1
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -32,30 +62,26 @@ class Transformer(Part):
             self.relative_bias = Bias(c, **kw)
         if c.disentangled is not None:
             self.relative_table = RelativeTable(c, **kw)
-        self.layers = Stack(c, unrolled=self.unrolled, remat=self.remat, columns=self.columns, **kw)
+        form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
+        self.layers = Stack(c, columns=self.columns, **form, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
         if c.head:
             self.head = Head(c, **kw)
 
     def _positions(self, ids: jax.Array, mask: jax.Array | None, position_ids, pack_ids) -> jax.Array:
-        c, length = self.config, ids.shape[1]
+        c = self.config
         if position_ids is not None:  # as torch counts them, from the pad token's row on
             return position_ids if c.position_pad_id is None else position_ids - c.position_offset
-        if length > c.max_positions:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than the {c.max_positions} positions of this {c.family}; cut"
-                " it (max_length), or load with encoder_max_position_embeddings or decoder_max_position_embeddings"
-            )
-        if c.length_limit is not None and length > c.length_limit[0]:
-            raise ValueError(f"a sequence of {length} tokens is longer than {c.length_limit[0]}: {c.length_limit[1]}")
-        if c.position_pad_id is not None and pack_ids is None:
-            real = (ids != c.position_pad_id).astype(jnp.int32)
-            return jnp.cumsum(real, axis=1) * real - 1
-        if c.positions_from_mask and mask is not None and pack_ids is None:
-            real = mask.astype(jnp.int32)
-            return jnp.cumsum(real, axis=1) * real - 1
-        return jnp.arange(length)[None] if pack_ids is None else restarting_positions(pack_ids)
+        check_length(c, _longest(ids, pack_ids))
+        if c.position_pad_id is not None:
+            return counted_positions(ids != c.position_pad_id, pack_ids)
+        if c.positions_from_mask and mask is not None:
+            return counted_positions(mask, pack_ids)
+        if pack_ids is None:
+            return jnp.arange(ids.shape[1])[None]
+        # A tail may be longer than there are positions: all of it has the first.
+        return jnp.maximum(counted_positions(pack_ids > 0, pack_ids), 0)
 
     def _context(self, positions: jax.Array, queries: jax.Array, keys: jax.Array, masks: tuple, **more) -> Context:
         """What the layers share, of positions [batch, length]; `queries` and `keys` are for relative biases."""
@@ -79,25 +105,32 @@ class Transformer(Part):
         token_type_ids: jax.Array | None = None,
         pack_ids: jax.Array | None = None,
         encoder_states: jax.Array | None = None,
-        cross_mask: jax.Array | None = None,
+        cross_mask: jax.Array | Segments | None = None,
         show: Show = Show(),  # noqa: B008
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens."""
         c, index = self.config, jnp.arange(ids.shape[1])
         positions = self._positions(ids, mask, position_ids, pack_ids)
         x = self.embeddings(ids, positions, token_type_ids, train=show.train)
+        masks = self._masks(ids.shape, mask, pack_ids)
+        context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
+        x, shown = self.layers(x, context, show)
+        if c.final_norm:
+            x = self.final_norm(x)
+        return x, shown
+
+    def _masks(self, shape: tuple[int, int], mask: jax.Array | None, pack_ids: jax.Array | None) -> tuple:
+        """Who sees whom in self-attention, for each of the config's windows."""
+        c, index = self.config, jnp.arange(shape[1])
+        if self.attention_impl == "splash":
+            return (segments(shape, shape, mask, pack_ids, pack_ids),) * len(c.windows)
         self_mask = None if mask is None else mask.astype(bool)[:, None, None, :]
         if pack_ids is not None:
             self_mask = join(self_mask, (pack_ids[:, :, None] == pack_ids[:, None, :])[:, None])
         distance = (index[:, None] - index[None, :])[None, None]
         if c.causal:
             self_mask = join(self_mask, distance >= 0)
-        masks = tuple(self_mask if w is None else join(self_mask, jnp.abs(distance) <= w) for w in c.windows)
-        context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
-        x, shown = self.layers(x, context, show)
-        if c.final_norm:
-            x = self.final_norm(x)
-        return x, shown
+        return tuple(self_mask if w is None else join(self_mask, jnp.abs(distance) <= w) for w in c.windows)
 
     def logits(self, states: jax.Array) -> jax.Array:
         return self.head(states)

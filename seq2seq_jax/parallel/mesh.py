@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seq2seq_jax.parallel.rules import MESH_AXES, partition_spec
+
+# Axes that may go over slices, first those that talk least; tensor talks in every layer and stays in a slice.
+OVER_SLICES = ("replica", "data", "fsdp")
 
 
 def make_mesh(*, replica: int = 1, data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
     """A mesh with Auto axes over `devices` (default: all); one size may be -1: what is left.
 
-    Use it as `with jax.set_mesh(mesh):` around compiled calls, and as `from_pretrained(..., mesh=mesh)`.
+    Use it as `with jax.set_mesh(mesh):` around compiled calls, and as `from_pretrained(..., mesh=mesh)`. Where the
+    devices belong to several slices (TPU slices; hosts of GPUs), `replica` goes over slices, else `data`, else `fsdp`.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      ValueError: if the sizes do not multiply to the number of devices, or do not divide over their slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(MESH_AXES, (replica, data, fsdp, tensor)))
@@ -35,9 +43,65 @@ def make_mesh(*, replica: int = 1, data: int = 1, fsdp: int = 1, tensor: int = 1
         )
     # Under Explicit axes a sharding constraint is an assertion; the rule table wants it to be a request.
     shape, auto = tuple(sizes.values()), (AxisType.Auto,) * len(MESH_AXES)
-    if devices is not None and len(devices) < jax.device_count():
+    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) > 1:
+        return Mesh(_over_slices(sizes, devices, slices), MESH_AXES, axis_types=auto)
+    if len(devices) < jax.device_count():
         return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=auto)
     return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+
+
+def _over_slices(sizes: Mapping[str, int], devices: Sequence, slices: Counter) -> np.ndarray:
+    """The devices in the mesh's shape; only the axes that `slice_shapes` says go from slice to slice."""
+    if len(set(slices.values())) > 1:
+        held = ", ".join(f"slice {index} has {count}" for index, count in sorted(slices.items()))
+        raise ValueError(f"a mesh needs as many devices of each slice, and {held}; give devices= of equal slices")
+    inside, across = slice_shapes(sizes, len(slices))
+    return create_hybrid_device_mesh(inside, across, devices)
+
+
+def slice_shapes(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The mesh's shape inside a slice, and over `slices` of them; axis by axis they multiply to its size.
+
+    Raises:
+      ValueError: if replica, data and fsdp together do not take the slices up.
+    """
+    across, left = dict.fromkeys(sizes, 1), slices
+    for axis in OVER_SLICES:
+        across[axis] = math.gcd(sizes[axis], left)
+        left //= across[axis]
+    if left > 1:
+        product = math.prod(sizes[axis] for axis in OVER_SLICES)
+        raise ValueError(
+            f"mesh sizes {dict(sizes)} do not go over {slices} slices: replica x data x fsdp is {product}, and must be"
+            f" a multiple of {slices} (tensor stays in a slice); give replica={slices}, or devices= of one slice"
+        )
+    return tuple(sizes[axis] // across[axis] for axis in sizes), tuple(across.values())
+
+
+def state_shardings(state: Any, params: Any) -> Any:
+    """Where an optimizer's state lives: what belongs to a parameter as the parameter does, the rest on all devices.
+
+    A leaf belongs to the parameter whose path is a part of its own, if it has the same shape.
+
+    Args:
+      state: a tree of arrays or shapes, as tx.init makes it of `params`.
+      params: arrays or jax.ShapeDtypeStructs with NamedShardings.
+    """
+    placed = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    whole = NamedSharding(next(iter(placed.values())).sharding.mesh, PartitionSpec())
+
+    def sharding(path, leaf):
+        keys = _keys(path)
+        parts = (keys[i:j] for i in range(len(keys)) for j in range(i + 1, len(keys) + 1))
+        owner = placed.get(max((part for part in parts if part in placed), key=len, default=None))
+        return owner.sharding if owner is not None and owner.shape == leaf.shape else whole
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:

@@ -10,7 +10,10 @@ from jax.experimental import multihost_utils
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Joins the processes of a run, before anything else touches a device.
 
-    On Slurm, Open MPI, GKE, GCE TPUs and Kubernetes jax finds the three by itself; elsewhere give them.
+    jax finds the three by itself (jax._src.clusters of 0.10) under Slurm; Open MPI 4 (by OMPI_MCA_orte_hnp_uri, which
+    Open MPI 5 does not set); on Cloud TPU, one slice or several (GCE's metadata, GKE's environment); and in an indexed
+    Kubernetes Job or JobSet where the Python package kubernetes is installed. Under Slurm and Open MPI, off TPU, each
+    process takes the one device of its local number. Elsewhere give them.
 
     Args:
       coordinator: "host:port" of process 0. num_processes: how many there are. process_id: which this is, from 0.

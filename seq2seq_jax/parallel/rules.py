@@ -40,17 +40,26 @@ def partition_spec(axes: Sequence[str | None], mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Asks the compiler to keep `x` split by the table, under `jax.set_mesh`; elsewhere returns `x`.
-
-    A dimension that its mesh axes do not divide (a last small batch) stays whole.
-    """
+def mesh_in_use():
+    """The mesh of `jax.set_mesh`, or None: there is none, or the code runs on each of its devices by itself."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or all(t == jax.sharding.AxisType.Manual for t in mesh.axis_types):
-        return x
+    manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return None if mesh.empty or manual else mesh
+
+
+def fitting_spec(shape: Sequence[int], axes: Sequence[str | None], mesh) -> PartitionSpec:
+    """`partition_spec` for an array; a dimension that its mesh axes do not divide (a last small batch) stays whole."""
     spec = partition_spec(axes, mesh)
-    kept = [entry if x.shape[i] % shards(entry, mesh) == 0 else None for i, entry in enumerate(spec)]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*kept)))
+    return PartitionSpec(*(entry if size % shards(entry, mesh) == 0 else None for size, entry in zip(shape, spec)))
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Asks the compiler to keep `x` split by the table, as far as that fits, under `jax.set_mesh`; elsewhere returns
+    `x`."""
+    mesh = mesh_in_use()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting_spec(x.shape, axes, mesh)))
 
 
 def shards(entry, mesh) -> int:

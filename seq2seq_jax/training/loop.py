@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
 import signal
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from seq2seq_jax.config import TrainConfig
-from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.config import EncoderDecoderConfig, TrainConfig
+from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
+from seq2seq_jax.models.transformer import check_length
+from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
+from seq2seq_jax.training.flops import step_flops
 from seq2seq_jax.training.journal import Journal, say
-from seq2seq_jax.training.setup import load_examples, make_training, warm_start
+from seq2seq_jax.training.meter import Meter, Profile
+from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
+from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.weights.native import Store
 from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
 
-REPORT, SCORES = "weights.txt", "scores.json"
+REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 
 
 class Stopped(Exception):
@@ -63,8 +65,8 @@ def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = Non
     store = checkpoints.open_store(workdir, config.evaluation.best, config.checkpoints.keep)
     try:
         checkpoints.claim(workdir, config, store)
-        mesh = make_mesh(**dataclasses.asdict(config.mesh))
-        with jax.set_mesh(mesh):
+        mesh = make_mesh(**config.mesh.sizes)
+        with nullcontext() if config.mesh.mode == "pmap" else jax.set_mesh(mesh):
             return Run(config, workdir, store, mesh).complete(stop_at)
     finally:
         store.close()
@@ -75,6 +77,12 @@ class Run:
 
     def __init__(self, config: TrainConfig, workdir: Path, store: Store, mesh: Mesh):
         self.config, self.workdir, self.store, self.mesh = config, workdir, store, mesh
+        by_pmap = config.mesh.mode == "pmap"
+        if by_pmap:  # all but the step works on the first device alone
+            _check_one_process()
+            self.mesh = make_mesh(devices=mesh.devices.flatten()[:1])
+
+        check_backend(config.attention_impl)
 
         # Data.
         self.tokenizers = Tokenizers.load(config.encoder, config.decoder)
@@ -83,21 +91,44 @@ class Run:
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
         say(_plan_text(self.plan, self.num_steps))
-        _check_division(self.plan, config.batch.accumulation, mesh)
+        check_division(self.plan, config.batch.accumulation, mesh)
 
         # Model.
-        self.pretrained = warm_start(config, mesh, self.tokenizers)
+        self.pretrained = warm_start(config, self.mesh, self.tokenizers)
+        _check_lengths(self.plan, self.pretrained.config)
         say(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
         save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
-        training = make_training(config, self.pretrained, self.num_steps)
-        say(_size_text(training.state.params, training.frozen))
-        self.step = jax.jit(training.step, donate_argnums=0)
-        self.state, self.usable, self.apart = training.state, training.usable, training.apart
+        model, params = self.pretrained.model, self.pretrained.params
+        training = make_training(config, model, params, self.num_steps, axis_name=AXIS if by_pmap else None)
+        state = training.begin(params)
+        say(_size_text(state.params, training.frozen))
         self.pretrained = self.pretrained.replace(params=None)
+        if by_pmap:
+            self.step = PmapStep(training.step, mesh.devices.flatten())
+        else:
+            # The state comes out as it went in, so that the next step needs no program of its own.
+            self.step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
+        self.state, self.usable, self.apart = state, training.usable, training.apart
+        self.flops = functools.partial(step_flops, training.model, training.frozen)
+
+    @property
+    def state(self) -> TrainState:
+        """The state after the last step; of pmap's copies the first."""
+        return unreplicate(self._state) if isinstance(self.step, PmapStep) else self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = self.step.replicate(state) if isinstance(self.step, PmapStep) else state
+
+    def _placed(self, batch: HostBatch) -> Mapping[str, Any]:
+        """A batch as the step takes it."""
+        if isinstance(self.step, PmapStep):
+            return batch.arrays
+        return shard_batch(batch.arrays, self.mesh, rows=batch.bucket.rows)
 
     def complete(self, stop_at: int | None = None) -> Path:
         """Trains, evaluates, exports."""
@@ -157,23 +188,30 @@ class Run:
             local_rows=functools.partial(local_rows, self.mesh),
         )
         bar = tqdm(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
-        with bar, _interrupts() as interrupted:
-            allowed = config.optimizer.max_skipped
-            meter = Meter(self.journal, bar, config.log_every, self.num_steps, self.store, max_skipped=allowed)
-            for number, batch in enumerate(planned, start + 1):
-                self.state, metrics = self.step(self.state, shard_batch(batch.arrays, self.mesh, rows=batch.rows))
-                meter.step(number, metrics, batch.tokens)
+        with bar, ExitStack() as stack, _interrupts() as interrupted:
+            meter = Meter(self.journal, bar, config, self.num_steps, self.store, self.flops)
+            profile = Profile(self.workdir / PROFILE, config.profile_at, config.profile_steps)
+            stack.callback(profile.close)
+            for number in range(start + 1, self.num_steps + 1):
+                with meter.during("data"):
+                    batch = next(planned)
+                profile.before(number)
+                with meter.compiling(batch.bucket):
+                    self._state, metrics = self.step(self._state, self._placed(batch))
+                profile.after(number, metrics)
+                meter.step(number, metrics, batch)
                 signalled = interrupted()
                 stop = signalled or ("asked to" if number == stop_at else None)
                 measure = self._measured(number)
                 if measure or stop or _every(number, config.checkpoints.every):
                     meter.flush()
                     # After a signal the time may be short: the next run makes up for it.
-                    evaluation = self._measure(number) if measure and not signalled else None
+                    with meter.during("evaluation"):
+                        evaluation = self._measure(number) if measure and not signalled else None
                     scores = evaluation and evaluation.scores
-                    usable = self.usable(self.state)
-                    checkpoints.save(self.store, number, self.state, usable, self.train.fingerprint, scores)
-                    meter.pause_over()
+                    with meter.during("checkpoint"):
+                        usable = self.usable(self.state)
+                        checkpoints.save(self.store, number, self.state, usable, self.train.fingerprint, scores)
                 if stop:
                     raise Stopped(number, stop)
         return evaluation
@@ -201,62 +239,6 @@ class Run:
             f"  samples.txt, metrics.jsonl, {REPORT}, {checkpoints.CONFIG}, tensorboard/"
         )
         return export
-
-
-class Meter:
-    """Watches the steps: reads their metrics one step late, so that the device never waits for the host."""
-
-    def __init__(self, journal: Journal, bar: tqdm, every: int, last: int, store: Store, *, max_skipped: int):
-        self._journal, self._bar, self._every, self._last, self._store = journal, bar, every, last, store
-        self._max_skipped = max_skipped
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._compiled = False
-        self.pause_over()
-
-    def step(self, number: int, metrics: dict[str, jax.Array], tokens: int) -> None:
-        """Takes the metrics of a step that was begun, and reads those of the step before."""
-        self.flush()
-        self._pending = (number, metrics)
-        self._tokens += tokens
-        self._bar.update()
-
-    def flush(self) -> None:
-        """Reads what is still to be read."""
-        if self._pending is None:
-            return
-        (number, metrics), self._pending = self._pending, None
-        loss = float(metrics["loss"])
-        if int(metrics["skipped_in_a_row"]) > self._max_skipped:
-            self._stop(number, loss, float(metrics["grad_norm"]))
-        if not self._compiled:  # the first step's time is the compiler's
-            self._compiled = True
-            self.pause_over()
-        if number % self._every == 0 or number == self._last:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            now = time.perf_counter()
-            values["tokens_per_second"] = self._tokens / max(now - self._begin, 1e-9)
-            self._tokens, self._begin = 0, now
-            self._journal.scalars(number, values, "train")
-            self._bar.set_postfix(
-                loss=f"{loss:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{values['tokens_per_second']:.0f}"
-            )
-
-    def _stop(self, number: int, loss: float, norm: float) -> None:
-        kept = self._store.latest()
-        saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
-        what, value, more = ("loss", loss, "") if not np.isfinite(loss) else ("gradient's norm", norm, "")
-        if np.isfinite(value):
-            more = ", above optimizer.skip_above times the mean of the last ones"
-        if self._max_skipped:
-            more += f", and the {self._max_skipped} steps before it were skipped too (optimizer.max_skipped)"
-        raise FloatingPointError(
-            f"the {what} of step {number} is {value:.4g}{more}; lower optimizer.learning_rate, raise its warmup_steps,"
-            f" or look for empty targets in the data ({saved})"
-        )
-
-    def pause_over(self) -> None:
-        """Evaluations and checkpoints do not count as time of the steps."""
-        self._tokens, self._begin = 0, time.perf_counter()
 
 
 def _every(number: int, count: int | None) -> bool:
@@ -287,22 +269,40 @@ def _interrupts() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+def _check_one_process() -> None:
+    if jax.process_count() > 1:
+        raise ValueError(f"mesh.mode is pmap, which is for one process, and there are {jax.process_count()}; give jit")
+
+
+def check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
+    """Raises ValueError if the mesh, or the accumulation, does not divide a batch."""
     parts = batch_parts(mesh) * accumulation
     for bucket in plan.buckets:
         if bucket.rows % parts:
             raise ValueError(
-                f"a batch of {bucket.rows} examples does not divide: the mesh splits it {batch_parts(mesh)} ways"
+                f"a batch of {bucket.rows} rows does not divide: the mesh splits it {batch_parts(mesh)} ways"
                 f" (replica x data x fsdp), accumulation {accumulation} ways; give batch.size (with batch.tokens:"
                 " batch.multiple)"
                 f" as a multiple of {parts}, or another mesh"
             )
 
 
+def _check_lengths(plan: BatchPlan, pair: EncoderDecoderConfig) -> None:
+    """Every example fits: said here, since a compiled step does not know where in a row an example ends."""
+    for side, longest in zip((pair.encoder, pair.decoder), plan.longest):
+        check_length(side, longest)
+
+
 def _plan_text(plan: BatchPlan, num_steps: int) -> str:
     shapes = ", ".join(f"{b.rows} x ({b.source_length} + {b.target_length})" for b in plan.buckets)
     epochs = num_steps / plan.batches_per_epoch
-    return f"{num_steps} steps are {epochs:.2f} epochs; batches are examples x (source + target tokens): {shapes}"
+    rows = "rows of packed examples" if plan.packed else "examples"
+    source, target = (f"{100 * real / held:.0f} %" for real, held in zip(plan.tokens, plan.padded_tokens))
+    full = 100 * sum(plan.tokens) / sum(plan.padded_tokens)
+    return (
+        f"{num_steps} steps are {epochs:.2f} epochs; batches are {rows} x (source + target tokens): {shapes};"
+        f" {full:.0f} % of these tokens are no padding ({source} of the source's, {target} of the target's)"
+    )
 
 
 def _size_text(params: Any, frozen: Any) -> str:

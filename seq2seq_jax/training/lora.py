@@ -59,11 +59,12 @@ def _adapter(path: str, kernel: jax.Array, rank: int, stacked: bool, middle: int
     def make() -> tuple[jax.Array, jax.Array]:
         return jax.random.uniform(key, shapes[0], kernel.dtype, -bound, bound), jnp.zeros(shapes[1], kernel.dtype)
 
-    if not isinstance(kernel.sharding, NamedSharding):
+    sharding = getattr(kernel, "sharding", None)  # of one that is traced there is none
+    if not isinstance(sharding, NamedSharding):
         return make()
-    spec = (*kernel.sharding.spec, *(None,) * (kernel.ndim - len(kernel.sharding.spec)))
+    spec = (*sharding.spec, *(None,) * (kernel.ndim - len(sharding.spec)))
     parts = (*spec[:middle], None), (*spec[: int(stacked)], None, *spec[middle:])
-    return jax.jit(make, out_shardings=tuple(NamedSharding(kernel.sharding.mesh, PartitionSpec(*p)) for p in parts))()
+    return jax.jit(make, out_shardings=tuple(NamedSharding(sharding.mesh, PartitionSpec(*p)) for p in parts))()
 
 
 def merged(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:

@@ -13,11 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from seq2seq_jax.config import DataConfig, EncoderDecoderConfig, GenerationConfig, TrainConfig
+from seq2seq_jax.config import (
+    ATTENTION_IMPLS,
+    DROPOUT_BITS,
+    DataConfig,
+    EncoderDecoderConfig,
+    GenerationConfig,
+    TrainConfig,
+)
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.mesh import state_shardings
 from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
@@ -127,6 +135,15 @@ def _with_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> Pretrained:
     return pretrained.replace(model=pretrained.model.clone(config=dataclasses.replace(config, **found)))
 
 
+def check_backend(attention_impl: str) -> None:
+    """A ValueError where this process lacks the devices that a kernel of attention is for."""
+    needed, backend = ATTENTION_IMPLS[attention_impl], jax.default_backend()
+    if needed not in (None, backend):
+        raise ValueError(
+            f"attention_impl {attention_impl!r} needs a {needed}, and this process has a {backend}; give 'xla'"
+        )
+
+
 def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderDecoder, bool]:
     """The model as the training step applies it (dropout, recomputation, dtype), and whether any dropout acts."""
     pair = model.config
@@ -135,57 +152,90 @@ def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderD
         sides = {role: dataclasses.replace(getattr(pair, role), **rates) for role in ("encoder", "decoder")}
         pair = dataclasses.replace(pair, **sides)
     acts = any(getattr(side, name) for side in (pair.encoder, pair.decoder) for name in DROPOUTS)
-    return model.clone(config=pair, remat=config.remat, dtype=jnp.dtype(config.dtype)), acts
+    form = {"remat": config.remat, "attention_impl": config.attention_impl, "dtype": jnp.dtype(config.dtype)}
+    form["scan_unroll"] = config.scan_unroll or _scan_unroll(pair, config.remat)
+    return model.clone(config=pair, **form), acts
+
+
+def _scan_unroll(pair: EncoderDecoderConfig, remat: str) -> int:
+    """On a CPU the loop over layers copies their kernels and gradients, and the step compiles soon enough without; but
+    only inside a loop does XLA compute again what it could find kept."""
+    whole = jax.default_backend() == "cpu" and remat == "none"
+    return max(pair.encoder.num_layers, pair.decoder.num_layers) if whole else 1
 
 
 class Training(NamedTuple):
-    """A step with its first state.
+    """What a run trains by.
 
     Attributes:
-      step: (state, batch) -> (state, metrics), pure. state: it has taken the parameters over: each step consumes it.
+      model: as the step applies it. step: (state, batch) -> (state, metrics), pure.
+      begin: the pair's parameters -> the first state, which takes them over: each step consumes it.
       usable: state -> the parameters to evaluate and to export, with averages and adapters worked in.
       apart: whether those are others than state.params.
       frozen: a tree of booleans like state.params; None: all are trained.
     """
 
+    model: EncoderDecoder
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    state: TrainState
+    begin: Callable[[Any], TrainState]
     usable: Callable[[TrainState], Any]
     apart: bool
     frozen: Any
 
 
-def make_training(config: TrainConfig, pretrained: Pretrained, num_steps: int) -> Training:
+def make_training(
+    config: TrainConfig, model: EncoderDecoder, params: Any, num_steps: int, *, axis_name: str | None = None
+) -> Training:
     """The step that the config asks for, of a pair.
+
+    Args:
+      params: the pair's; only their shapes are read. axis_name: pmap's.
 
     Raises:
       ValueError: for groups, frozen parameters or adapters that do not fit the pair; names them.
     """
-    params, pair, adapted, merge = pretrained.params, pretrained.config, config.lora.rank > 0, None
+    adapted, half, merge, extend = config.lora.rank > 0, config.dtype == "float16", None, lambda params: params
     if adapted:
-        params = lora.add_adapters(params, config.lora, pair, seed=config.seed)
+        extend = functools.partial(lora.add_adapters, config=config.lora, pair=model.config, seed=config.seed)
         merge = functools.partial(lora.merged, config=config.lora)
-    groups = assign_groups(config.optimizer, pair, params, num_steps)
-    tx, averaged, half = optimizer(config.optimizer, groups), None, config.dtype == "float16"
+    shapes = jax.eval_shape(extend, params)
+    groups = assign_groups(config.optimizer, model.config, shapes, num_steps)
+    tx, averaged = optimizer(config.optimizer, groups), None
     if config.ema_decay is not None:
         averaged = groups.trained_tree
-    model, dropout = training_model(pretrained.model, config)
+    applied, dropout = training_model(model, config)
     step = make_train_step(
-        model,
+        applied,
         tx,
         learning_rate(config.optimizer, num_steps),
         seed=config.seed,
         dropout=dropout,
+        axis_name=axis_name,
         groups=groups,
         merge=merge,
         ema_decay=config.ema_decay,
         skip_above=config.optimizer.skip_above,
         scale_loss=half,
+        dropout_bits=DROPOUT_BITS[config.dropout_bits],
         label_smoothing=config.label_smoothing,
+        z_loss=config.z_loss,
+        loss_chunk=config.loss_chunk,
         accumulation=config.batch.accumulation,
-        frozen=lora.merged_frozen(params) if adapted else groups.frozen,
+        frozen=lora.merged_frozen(shapes) if adapted else groups.frozen,
     )
-    state = TrainState.create(params, tx, averaged=averaged, loss_scale=half)
+    begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)
     together = jax.jit(merge) if adapted else lambda tree: tree
     usable = lambda state: together(averages(state))
-    return Training(step, state, usable, adapted or averaged is not None, groups.frozen)
+    return Training(applied, step, begin, usable, adapted or averaged is not None, groups.frozen)
+
+
+def abstract_state(training: Training, params: Any) -> TrainState:
+    """training.begin(params) without the numbers: what the optimizer keeps of a parameter's shape lies where the
+    parameter lies, as `TrainState.create` places it; the rest is on every device.
+
+    Args:
+      params: jax.ShapeDtypeStructs with NamedShardings.
+    """
+    state = jax.eval_shape(training.begin, params)
+    struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(struct, state, state_shardings(state, params))

@@ -12,6 +12,7 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seq2seq_jax.parallel.mesh import state_shardings
 from seq2seq_jax.training.guard import Guard
 
 
@@ -41,7 +42,7 @@ class TrainState:
         if mesh is None:
             opt_state = tx.init(params)
         else:
-            shardings = state_shardings(jax.eval_shape(tx.init, params), params, mesh)
+            shardings = state_shardings(jax.eval_shape(tx.init, params), params)
             opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
             rest = jax.device_put(rest, NamedSharding(mesh, PartitionSpec()))
         ema = None
@@ -50,6 +51,10 @@ class TrainState:
             ema = unflatten_dict({k: jnp.copy(x) for k, x in flatten_dict(params).items() if wanted[k]})
         return cls(rest[0], params, opt_state, rest[1], ema)
 
+    def shardings(self) -> TrainState:
+        """Where each array of the state lives."""
+        return jax.tree.map(lambda x: x.sharding, self)
+
 
 def _mesh(params: Any) -> Mesh | None:
     """Where parameters lie, if they are arrays on a mesh."""
@@ -57,25 +62,6 @@ def _mesh(params: Any) -> Mesh | None:
         if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding):
             return x.sharding.mesh
     return None
-
-
-def state_shardings(shapes: Any, params: Any, mesh: Mesh) -> Any:
-    """Where each array of an optimizer's state (or its shape) belongs: as the parameter whose path its own path has and
-    whose shape it has; all else lies whole on each device."""
-    text = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    places = {text(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
-
-    def place(path: tuple, x: Any) -> NamedSharding:
-        parts = text(path).split("/")
-        # The longest part of the path that is a parameter's own.
-        for length in range(len(parts), 0, -1):
-            for start in range(len(parts) - length + 1):
-                like = places.get("/".join(parts[start : start + length]))
-                if like is not None:
-                    return like.sharding if like.shape == x.shape else NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec())
-
-    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def update_average(ema: Any, params: Mapping[str, Any], decay: float | None) -> Any:

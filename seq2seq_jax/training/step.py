@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seq2seq_jax.losses import IGNORED, token_losses
+from seq2seq_jax.losses import IGNORED
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.rules import constrain
 from seq2seq_jax.training.groups import Groups
@@ -27,6 +27,8 @@ def loss_and_grads(
     axis_name: str | None = None,
     *,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    loss_chunk: int | None = None,
     accumulation: int = 1,
     frozen: Any = None,
     loss_scale: jax.Array | None = None,
@@ -37,6 +39,7 @@ def loss_and_grads(
       batch: arguments of `model.apply`, labels [batch, target] among them.
       rng: for dropout; None: none.
       axis_name: the pmap axis over which the batch is split; sums go over it, so that uneven parts weigh rightly.
+      label_smoothing, z_loss: see losses.py. loss_chunk: target tokens whose logits exist at a time; None: all.
       accumulation: parts of the batch that are worked on one after the other; each weighs by its target tokens.
       frozen: a tree of booleans like `params`; where true, the gradient is zero and not computed. None: nowhere.
       loss_scale: what the loss is multiplied by on the way back, so that float16 holds its gradients; the results are
@@ -49,9 +52,10 @@ def loss_and_grads(
         if frozen is not None:
             params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
         rngs = None if rng is None else {"dropout": rng}
-        logits = model.apply({"params": params}, **part, train=rng is not None, rngs=rngs).logits
-        loss = jnp.sum(token_losses(logits, part["labels"], label_smoothing=label_smoothing)) / count
-        return loss if loss_scale is None else loss * loss_scale
+        loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        options = {"train": rng is not None, "rngs": rngs, "chunk": loss_chunk, "loss": loss}
+        mean = jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
+        return mean if loss_scale is None else mean * loss_scale
 
     value_and_grad = jax.value_and_grad(objective)
     if accumulation == 1:
@@ -86,6 +90,7 @@ def make_train_step(
     *,
     seed: int,
     dropout: bool = True,
+    dropout_bits: str = "threefry2x32",
     axis_name: str | None = None,
     groups: Groups | None = None,
     merge: Callable[[Any], Any] | None = None,
@@ -101,11 +106,13 @@ def make_train_step(
 
     Args:
       schedule: of the metric learning_rate; tx has its own.
+      dropout_bits: jax's name of the generator of dropout's random bits.
       groups: those of tx; their metrics are given too, and what is not trained takes no part in the gradient's norm.
       merge: the model's parameters from the trained ones (`lora.merged`); None: they are the same.
       ema_decay: of state.ema, if the state has it.
       skip_above: see `judge`. scale_loss: the loss is scaled by state.guard.loss_scale (float16).
-      options: label_smoothing, accumulation and frozen of `loss_and_grads`; frozen is like the merged parameters.
+      options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`; frozen is like the
+        merged parameters.
 
     Returns:
       A pure function (state, batch) -> (state, metrics: loss, tokens, grad_norm, update_norm, learning_rate, skipped
@@ -115,7 +122,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = None
         if dropout:
-            rng = jax.random.fold_in(jax.random.key(seed), state.step)
+            rng = jax.random.fold_in(jax.random.key(seed, impl=dropout_bits), state.step)
             rng = rng if axis_name is None else jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
         params, pull = (state.params, None) if merge is None else jax.vjp(merge, state.params)
         scale = {"loss_scale": state.guard.loss_scale} if scale_loss else {}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from seq2seq_jax.config import EncoderDecoderConfig, LayerSettings, TransformerConfig
 from seq2seq_jax.families.registry import FAMILIES
@@ -343,6 +343,21 @@ def leaf_sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
                 f" {entry!r}; give that mesh axis a size among {legal}"
             )
     return NamedSharding(mesh, spec)
+
+
+def abstract_leaf(leaf: Leaf, mesh: Mesh | None, dtype: Any) -> jax.ShapeDtypeStruct:
+    """A parameter's shape, dtype and place (None: the first device), without its numbers."""
+    sharding = SingleDeviceSharding(jax.devices()[0]) if mesh is None else leaf_sharding(leaf, mesh)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
+def abstract_params(model: EncoderDecoder, mesh: Mesh | None, dtype: Any) -> dict[str, Any]:
+    """The tree that `Loader.load` makes, without its numbers; of a model in decoding form, that form's.
+
+    Raises:
+      ValueError: if the mesh does not divide a parameter.
+    """
+    return unflatten_dict({p: abstract_leaf(leaf, mesh, dtype) for p, leaf in leaves(model).items()}, sep="/")
 
 
 def resized_positions(table: np.ndarray, rows: int) -> np.ndarray:

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as managers
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
-from seq2seq_jax.weights.loading import VOCAB_LEAVES, leaf_sharding, leaves
+from seq2seq_jax.weights.loading import VOCAB_LEAVES, abstract_leaf, leaves
 
 PARAMS = "params"
 
@@ -50,14 +50,12 @@ def restore_params(
     wanted = {p: leaf for p, leaf in leaves(model).items() if only is None or re.match(only, p)}
     if not wanted:
         raise ValueError(f"no parameter's path matches only={only!r}; paths begin with 'encoder/' or 'decoder/'")
-    one = SingleDeviceSharding(jax.devices()[0])
     shapes, arguments = {}, {}
     for path, leaf in wanted.items():
-        sharding = one if mesh is None else leaf_sharding(leaf, mesh)
-        shapes[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+        shapes[path] = abstract_leaf(leaf, mesh, dtype)
         # Not strict: the vocabulary may be padded for this mesh.
         arguments[path] = ocp.ArrayRestoreArgs(
-            dtype=dtype, sharding=sharding, global_shape=leaf.shape, strict="vocab" not in leaf.axes
+            dtype=dtype, sharding=shapes[path].sharding, global_shape=leaf.shape, strict="vocab" not in leaf.axes
         )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         target = (directory / PARAMS).absolute()

@@ -66,8 +66,8 @@ class Pretrained:
 
 
 def quantize(pretrained: Pretrained) -> Pretrained:
-    """The pair, decoding with int8: kernels of the decoder's layers and its head, one scale an output, and the tokens
-    that meet them, one scale a token. Parameters, training and saving are as before; outputs may differ a little.
+    """The pair, decoding with int8: kernels of all layers and the head, one scale an output, and the tokens that meet
+    them, one scale a token. Parameters, training and saving are as before; outputs may differ a little.
     """
     return pretrained.replace(model=pretrained.model.clone(int8=True))
 
@@ -176,7 +176,7 @@ def from_encoder_decoder_pretrained(
         depths[role] = hf_config.side_from_hf(source, role).stored_layers
         hf[role], keeps[role] = hf_config.overridden(source, role, options[role], depths[role])
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
-    config = _new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, paths["decoder"], report)
+    config = new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, paths["decoder"], report)
     natural = registry.family_of(hf["decoder"]).torch_cross or config.decoder.norm_position == "post"
     method = cross_attention_init or ("normal" if natural else "zero")
     initialization.check_choices(config, method, head_init)
@@ -223,7 +223,7 @@ def from_encoder_decoder_configs(
     hf = [dict(c) if isinstance(c, Mapping) else read_json(Path(c)) for c in (encoder_config, decoder_config)]
     report = Report()
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
-    config = _new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)
+    config = new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)
     sides = {r: Side(r, c, None, "", tuple(range(c.stored_layers))) for r, c in hf_config.sides(config)}
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
 
@@ -269,7 +269,7 @@ def _with_head_of(hf: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     return {**hf, "decoder": side} if outer else side
 
 
-def _new_pair(encoder, decoder, tie, mesh, tokens, directory, report) -> EncoderDecoderConfig:
+def new_pair(encoder, decoder, tie, mesh, tokens, directory, report) -> EncoderDecoderConfig:
     """The config of a pair that did not exist before."""
     top = {"model_type": hf_config.PAIR_TYPES[0], "is_encoder_decoder": True, "encoder": encoder, "decoder": decoder}
     config = hf_config.pair_from_hf(top, mesh, tie=tie)

@@ -136,7 +136,7 @@ def test_batches_are_read_ahead_and_cut_to_a_host():
     encoded = encode(PAIRS[:2] * 3)
     plan = BatchPlan(encoded.source_lengths, encoded.target_lengths, BatchConfig(size=4), seed=0)
     whole = list(batches(encoded, plan, 0, 4, source_pad_id=7))
-    assert [batch.rows for batch in whole] == [4] * 4
+    assert [batch.bucket.rows for batch in whole] == [4] * 4
     partial = next(b for b in whole if (b.arrays["attention_mask"].sum(1) == 0).any())
     empty = np.flatnonzero(partial.arrays["attention_mask"].sum(1) == 0)
     assert (partial.arrays["labels"][empty] == -100).all() and (partial.arrays["input_ids"][empty] == 7).all()

@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from seq2seq_jax.lab import decoding
-from seq2seq_jax.lab.decoding import HEADLINES, Options, Rates, Result, Row, measure, parse_rows, table
+from seq2seq_jax.lab import decoding, side_by_side
+from seq2seq_jax.lab.decoding import HEADLINES, Result, Row, measure, parse_rows, table
 from seq2seq_jax.lab.peers.harness import written
 from seq2seq_jax.lab.peers.processes import Peer, environment
 from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, Size, parse_systems
+from seq2seq_jax.lab.side_by_side import Options, Rates
 
 TINY = Size(layers=2, hidden=4, heads=2, intermediate=8, vocab=10, positions=16)
 ROW = Row("tiny", batch=1, beams=2, source=3, steps=2)
@@ -52,7 +53,7 @@ def test_systems():
     assert {s.name for s in parse_systems([], "cpu")} == set(SYSTEMS) - {"torch-compiled"}
     with pytest.raises(ValueError, match="'trch' is unknown: did you mean 'torch'"):
         parse_systems(["trch"], "cpu")
-    with pytest.raises(ValueError, match="'flax' does not run on device 'gpu'; there: ours"):
+    with pytest.raises(ValueError, match="'flax' does not decode on device 'gpu'; there: ours"):
         parse_systems(["flax"], "gpu")
     with pytest.raises(ValueError, match="device 'gpus' is unknown: did you mean 'gpu'"):
         Options(device="gpus")
@@ -137,7 +138,7 @@ def test_peer_that_ends():
 def test_ours(tmp_path, monkeypatch):
     """The whole way: a checkpoint is written, a process of its own decodes it, all tokens are there."""
     monkeypatch.setitem(SIZES, "tiny", Size(1, 16, 2, 32, vocab=1200, positions=16))
-    monkeypatch.setitem(decoding.RATE_WIDTHS, "cpu", 128)
+    monkeypatch.setitem(side_by_side.RATE_WIDTHS, "cpu", 128)
     rows = rows_of("tiny:2x2x8x4")
     ((found,),) = measure(rows, parse_systems(["ours"], "cpu"), Options(repeats=1, environments=tmp_path))
     assert found.tokens == 8 and found.seconds > 0 and found.first > found.seconds

@@ -10,7 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.families.registry import from_hf
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder, shift_tokens_right
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.layers import Dropout
+from seq2seq_jax.targets import shift_tokens_right
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
 
 BERT = {
@@ -100,21 +102,34 @@ def test_decoder_is_causal_and_reads_the_source(one):
     assert (np.abs(np.asarray(source)[:, :, 0]) > 0).all(), "a target position does not see the source"
 
 
-def test_remat_changes_no_gradient(one):
+def remat_grads(pair, policy):
+    """The traced gradient of a loss under a policy."""
     batch = {"input_ids": ids(0, 2, 5), "labels": ids(1, 2, 4)}
+    model = pair.model.clone(remat=policy)
+    return jax.jit(jax.grad(lambda p: model.apply({"params": p}, **batch).loss)).trace(pair.params)
 
-    def grads(policy):
-        model = one.model.clone(remat=policy)
-        return jax.jit(jax.grad(lambda p: model.apply({"params": p}, **batch).loss)).trace(one.params)
 
-    plain = grads("none")
-    assert "remat" not in str(plain.jaxpr)
-    expected = flatten_dict(plain.lower().compile()(one.params), sep="/")
-    for policy in ("full", "dots_with_no_batch_dims"):
-        again = grads(policy)
-        assert "remat" in str(again.jaxpr)
-        for path, g in flatten_dict(again.lower().compile()(one.params), sep="/").items():
-            np.testing.assert_allclose(g, expected[path], atol=1e-5 * float(np.abs(g).max()) + 1e-7, err_msg=path)
+@pytest.fixture(scope="module")
+def plain_grads(one):
+    return flatten_dict(remat_grads(one, "none").lower().compile()(one.params), sep="/")
+
+
+SLOWER = ("dots", "dots_with_no_batch_dims", "offload_dots", "save_attention_out")
+
+
+@pytest.mark.parametrize("policy", ["full", "save_mlp", *(pytest.param(p, marks=pytest.mark.slow) for p in SLOWER)])
+def test_remat_changes_no_gradient(one, plain_grads, policy):
+    for path, g in flatten_dict(remat_grads(one, policy).lower().compile()(one.params), sep="/").items():
+        np.testing.assert_allclose(g, plain_grads[path], atol=1e-5 * float(np.abs(g).max()) + 1e-7, err_msg=path)
+
+
+def test_remat_recomputes_what_its_policy_says(one):
+    """By the number of products in the gradient."""
+    count = lambda policy: str(remat_grads(one, policy).jaxpr).count("dot_general[")
+    plain, full = count("none"), count("full")
+    assert plain == count("dots")
+    for policy in ("dots_with_no_batch_dims", "save_attention_out", "save_mlp"):
+        assert plain < count(policy) < full, policy
 
 
 def test_unknown_remat_names_the_nearest(one):
@@ -131,6 +146,21 @@ def test_dropout_acts_in_training_only(one):
 
     assert float(run(0, train=True)) == float(run(0, train=True)) != float(run(1, train=True))
     assert float(run(0, train=False)) == float(run(1, train=False)) != float(run(0, train=True))
+
+
+def test_dropout_drops_at_its_rate_and_keeps_the_mean():
+    x = jnp.ones((3, 101, 400))  # an odd length: half of a word is left over
+    apply = lambda key: np.asarray(
+        Dropout(0.3).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(key)})
+    )
+    y = apply(0)
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
+    np.testing.assert_allclose((y == 0).mean((0, 2)), 0.3, atol=5 * (0.21 / 1200) ** 0.5)
+    assert 0.4 < (y == apply(1)).mean() < 0.7
+    # The halves of a word have nothing to do with each other.
+    first, second = (y[:, :50] == 0), (y[:, 51:] == 0)
+    assert abs((first & second).mean() - 0.09) < 5 * (0.09 * 0.91 / first.size) ** 0.5
+    np.testing.assert_array_equal(Dropout(0.3).apply({}, x, deterministic=True), x)
 
 
 def test_shown_layers(one):

@@ -47,7 +47,9 @@ s2s.save_pretrained(WORK / "pair", s2s.from_encoder_decoder_configs(ENCODER, DEC
 def begin(mesh, settings):
     values = {"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 10, "dropout": 0.0}
     config = from_mapping(TrainConfig, {**values, "ema_decay": 0.5, **settings})
-    return make_training(config, s2s.from_pretrained(WORK / "pair", mesh=mesh), 10)
+    pair = s2s.from_pretrained(WORK / "pair", mesh=mesh)
+    made = make_training(config, pair.model, pair.params, 10)
+    return made, made.begin(pair.params)
 
 
 def steps(made, state, data, count):
@@ -59,32 +61,32 @@ def steps(made, state, data, count):
 
 
 def check(name, settings):
-    made = begin(None, settings)
-    state, losses = steps(made, made.state, batch, 3)
+    made, state = begin(None, settings)
+    state, losses = steps(made, state, batch, 3)
     expected = flatten_dict(made.usable(state), sep="/")
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
-        made = begin(mesh, settings)
-        assert all(isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(made.state)), "on the mesh"
-        places = {path: x.sharding for path, x in flatten_dict(made.state.params, sep="/").items()}
-        shapes = {path: x.shape for path, x in flatten_dict(made.state.params, sep="/").items()}
-        arrays, kept = flatten_dict(made.state.opt_state[-1].arrays, sep="/"), 0
-        for path, state in arrays.items():
-            for x in jax.tree.leaves(state):
+        made, first = begin(mesh, settings)
+        assert all(isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(first)), "on the mesh"
+        places = {path: x.sharding for path, x in flatten_dict(first.params, sep="/").items()}
+        shapes = {path: x.shape for path, x in flatten_dict(first.params, sep="/").items()}
+        arrays, kept = flatten_dict(first.opt_state[-1].arrays, sep="/"), 0
+        for path, held in arrays.items():
+            for x in jax.tree.leaves(held):
                 if x.shape == shapes[path]:
                     kept += 1
                     assert x.sharding.is_equivalent_to(places[path], x.ndim), path
         assert kept > 5, kept
-        for path, x in flatten_dict(made.state.ema, sep="/").items():
+        for path, x in flatten_dict(first.ema, sep="/").items():
             assert x.sharding.is_equivalent_to(places[path], x.ndim), path
-        state, begun = steps(made, made.state, shard_batch(batch, mesh), 2)
+        state, begun = steps(made, first, shard_batch(batch, mesh), 2)
         store = checkpoints.open_store(WORK / name, "loss")
         checkpoints.save(store, 2, state, made.usable(state), "data", None)
         store.close()
     other = make_mesh(data=1, fsdp=4, tensor=2)
     with jax.set_mesh(other):
-        made, store = begin(other, settings), checkpoints.open_store(WORK / name, "loss")
-        state = checkpoints.restore(store, 2, made.state, "data", whole=made.apart)
+        (made, first), store = begin(other, settings), checkpoints.open_store(WORK / name, "loss")
+        state = checkpoints.restore(store, 2, first, "data", whole=made.apart)
         store.close()
         state, rest = steps(made, state, shard_batch(batch, other), 1)
         usable = flatten_dict(made.usable(state), sep="/")

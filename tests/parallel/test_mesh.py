@@ -1,50 +1,28 @@
-"""Many devices equal one; in a process of its own, since the device count is fixed when jax starts."""
-
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+"""Many devices equal one."""
 
 import pytest
+from virtual_devices import QUICK, said_by
 
 CHECKS = (
     "each device holds its part, the vocabulary padded",
-    "forward and loss",
-    "gradient, sharded as its parameter",
-    "greedy and beam search",
+    "losses and gradients",
+    "parameters and optimizer state go in and come out split",
     "activations are split as asked",
+    "chunked loss",
+    "dropout by any generator",
+    "beam search",
     "pmap",
-    "training step, the optimizer's state sharded",
+    "a checkpoint comes back bit for bit on other meshes, and on one device",
     "Orbax: written on one mesh, read on none and on another, and back to the same safetensors",
     "a resized vocabulary stays split",
+    "an optimizer with other shapes",
     "a mesh that does not divide is refused",
 )
 
 
-def on_eight_devices(script, directory, timeout):
-    """What a script here prints, run with 8 virtual devices."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        # Two runs in flight can each hold threads that the other's collective waits for.
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300",
-    }
-    for _ in range(2):
-        fresh = tempfile.mkdtemp(dir=directory)  # a try that was broken off has left files
-        command = [sys.executable, str(Path(__file__).parent / script), fresh]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-        # On a busy machine with fewer cores than devices, XLA gives up a collective whose threads did not all come in
-        # time; that says nothing about the code, so it gets a second try. A wrong result does not.
-        if "Termination timeout for" not in run.stderr:
-            break
-    return run.stdout + run.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    return on_eight_devices("mesh_checks.py", tmp_path_factory.mktemp("mesh"), timeout=600)
+    return said_by("mesh_checks.py", tmp_path_factory.mktemp("mesh"), flags=QUICK)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -54,11 +32,11 @@ def test_eight_devices_equal_one(output, check):
 
 @pytest.mark.slow
 def test_every_strategy_decodes_the_same_on_a_mesh(tmp_path):
-    said = on_eight_devices("decoding_checks.py", tmp_path, timeout=3000)
+    said = said_by("decoding_checks.py", tmp_path, timeout=3000)
     assert said.count("held: ") == 16, said
 
 
 @pytest.mark.slow
 def test_every_optimizer_is_split_and_goes_on_upon_another_mesh(tmp_path):
-    said = on_eight_devices("optimizer_checks.py", tmp_path, timeout=3000)
+    said = said_by("optimizer_checks.py", tmp_path, timeout=3000)
     assert said.count("held: ") == 4, said

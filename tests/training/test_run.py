@@ -45,7 +45,8 @@ def test_what_a_run_leaves(whole):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     names = {"loss", "tokens", "grad_norm", "update_norm", "learning_rate", "skipped", "skipped_in_a_row"}
-    names = {"step", *(f"train/{name}" for name in (*names, "tokens_per_second"))}
+    lost = {f"seconds/{what}" for what in ("compile", "data", "evaluation", "checkpoint")}
+    names = {"step", *(f"train/{name}" for name in (*names, *lost, "tokens_per_second", "goodput"))}
     assert set(rows[0]) == names and {"eval/loss", "eval/rouge1"} < set(rows[-1])
     samples = (whole / "samples.txt").read_text()
     assert samples.startswith("=== step 6\n\nsource:    ") and samples.count("\nreference: ") == 6
@@ -233,10 +234,10 @@ def test_batch_that_does_not_divide():
     lengths = np.full(20, 5)
     plan = BatchPlan(lengths, lengths, BatchConfig(size=12, accumulation=2), seed=0)
     mesh = SimpleNamespace(shape={"replica": 1, "data": 2, "fsdp": 2})
-    with pytest.raises(ValueError, match=r"a batch of 12 examples does not divide: the mesh splits it 4 ways .*"
+    with pytest.raises(ValueError, match=r"a batch of 12 rows does not divide: the mesh splits it 4 ways .*"
                        r" accumulation 2 ways; .* as a multiple of 8"):  # fmt: skip
-        loop._check_division(plan, 2, mesh)
-    loop._check_division(plan, 3, mesh)
+        loop.check_division(plan, 2, mesh)
+    loop.check_division(plan, 3, mesh)
 
 
 def script(work, workdir, *flags, **environment):

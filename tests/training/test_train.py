@@ -19,7 +19,8 @@ from seq2seq_jax.training.configs import describe, train_config
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
-from seq2seq_jax.training.step import TrainState, loss_and_grads, make_train_step
+from seq2seq_jax.training.state import TrainState
+from seq2seq_jax.training.step import loss_and_grads, make_train_step
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
 
 ROOT = Path(__file__).parent.parent.parent
@@ -115,6 +116,14 @@ def test_every_field_of_a_config():
         from_mapping(TrainConfig, {**CONFIG, "optimizer": {"learning_rat": 1}})
     with pytest.raises(ValueError, match=r"config\.encoder is missing"):
         from_mapping(TrainConfig, {"decoder": "x", "data": CONFIG["data"]})
+    for changes, message in (
+        ({"loss_chunk": 0}, r"config\.loss_chunk is 0; give a whole number from 1 up"),
+        ({"z_loss": -1.0}, r"z_loss is -1\.0; give 0 or a number above it"),
+        ({"attention_impl": "flash"}, r"attention_impl 'flash' is unknown: .*cudnn"),
+        ({"dropout_bits": "rgb"}, r"dropout_bits 'rgb' is unknown: did you mean 'rbg'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_mapping(TrainConfig, {**CONFIG, **changes})
     listed = describe(train_config(CONFIG))
     assert "config.optimizer.learning_rate" in listed and "[here: 5]" in listed
 
@@ -159,8 +168,9 @@ def test_accumulation_is_one_large_batch(pair):
     batch = next(batches(1))
     batch["labels"] = batch["labels"].copy()
     batch["labels"][0, 1:] = -100  # parts of unequal weight
-    one, many = (
-        jax.jit(lambda p, n=n: loss_and_grads(pair.model, p, batch, accumulation=n))(pair.params) for n in (1, 4)
+    one, many = (  # the parts with their losses in chunks
+        jax.jit(lambda p, n=n, c=c: loss_and_grads(pair.model, p, batch, accumulation=n, loss_chunk=c))(pair.params)
+        for n, c in ((1, None), (4, 3))
     )
     np.testing.assert_allclose(one[0], many[0], rtol=1e-6)
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one[1]))

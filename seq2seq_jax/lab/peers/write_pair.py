@@ -9,19 +9,11 @@ import sys
 import jax.numpy as jnp
 
 import seq2seq_jax as s2s
+from seq2seq_jax.lab.peers.systems import Size
 
 
 def main(directory, dtype, size):
-    size = json.loads(size)
-    bert = {
-        "model_type": "bert",
-        "vocab_size": size["vocab"],
-        "hidden_size": size["hidden"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["heads"],
-        "intermediate_size": size["intermediate"],
-        "max_position_embeddings": size["positions"],
-    }
+    bert = Size(**json.loads(size)).bert
     pair = s2s.from_encoder_decoder_configs(bert, bert, decoder_start_token_id=1, pad_token_id=0)
     # The Flax class reads one file only; a GPU's files are small, so that they can be carried about.
     shards = "50MB" if dtype == "bfloat16" else "50GB"

@@ -1,0 +1,93 @@
+"""Compiles a run's training step and search for devices that are not there, and says what they need and cost at best.
+
+scripts/dryrun.py --config=configs/x.py --topology=v5e:16x16 [--config.mesh.fsdp=8] [--output=FILE.json]
+scripts/dryrun.py --config=configs/x.py --devices=8 [--chip=v5e]    virtual CPU devices; bounds as of that chip
+scripts/dryrun.py --config=configs/x.py --topology=v5p:4x4x4 --search=5    all meshes, the best five compiled
+
+No weights are read: only the config.json of encoder and decoder, or what --encoder_config and --decoder_config give (a
+file, or the JSON itself: '{"model_type": "bert", "num_hidden_layers": 24}'). TPU topologies need libtpu (pip install
+'jax[tpu]'), and no TPU. A compilation takes minutes.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(), and overrides of its fields.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, CHIP:AxB or CHIP:AxBxC: v5e:16x16, v5p:4x4x4 ...")
+DEVICES = flags.DEFINE_integer("devices", None, "So many virtual CPU devices, instead of a topology.", lower_bound=1)
+CHIP = flags.DEFINE_string("chip", "v5e", "With --devices: the chip whose figures stand in for the CPU's.")
+ENCODER = flags.DEFINE_string("encoder_config", None, "The encoder's config.json, a path or JSON; else config.encoder.")
+DECODER = flags.DEFINE_string("decoder_config", None, "The decoder's, likewise.")
+DTYPE = flags.DEFINE_string("dtype", None, "Of the computation; default: bfloat16 on TPU, float32 on CPU.")
+PARTS = flags.DEFINE_list("parts", ["train", "decode"], "What to compile.")
+SEARCH = flags.DEFINE_integer("search", None, "Try all meshes, and compile the best so many.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", None, "A file for the figures as JSON.")
+
+
+def side(given, config):
+    """The content of a side's config.json, and what to call it."""
+    from seq2seq_jax.weights.files import local_directory, read_json
+
+    if given is None and config is None:
+        raise app.UsageError("which pair? give --config.encoder and --config.decoder, or --encoder_config and so on")
+    if given is None:
+        return read_json(local_directory(config, ["config.json"]) / "config.json"), config
+    return (json.loads(given) if given.lstrip().startswith("{") else read_json(Path(given))), given
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+    if CONFIG.value is None or (TOPOLOGY.value is None) == (DEVICES.value is None):
+        raise app.UsageError("give --config, and --topology or --devices; see the top of --help for a whole command")
+    wrong = set(PARTS.value) - {"train", "decode"}
+    if wrong or not PARTS.value:
+        raise app.UsageError(f"--parts has {', '.join(sorted(wrong)) or 'nothing'}; give train, decode or both")
+
+    import jax.numpy as jnp
+
+    from seq2seq_jax.config import TrainConfig, from_mapping
+    from seq2seq_jax.lab import dryrun_chips as chips
+    from seq2seq_jax.lab.dryrun_report import report, table
+    from seq2seq_jax.lab.dryrun_search import search, search_json, search_table
+
+    if TOPOLOGY.value is None:
+        chip, devices = chips.chip_named(CHIP.value), chips.cpu_devices(DEVICES.value)
+    else:
+        chip, devices = chips.tpu_devices(TOPOLOGY.value)
+    values = CONFIG.value.to_dict()
+    encoder, values["encoder"] = side(ENCODER.value, values["encoder"])
+    decoder, values["decoder"] = side(DECODER.value, values["decoder"])
+    values["data"]["train"] = values["data"]["train"] or "(none)"
+    config = from_mapping(TrainConfig, values)
+    dtype = jnp.dtype(DTYPE.value or ("float32" if TOPOLOGY.value is None else "bfloat16"))
+    common = (config, (encoder, decoder), devices, chip, dtype)
+    if SEARCH.value is None:
+        figures = report(*common, TOPOLOGY.value or f"{DEVICES.value} CPU devices", PARTS.value)
+        print(table(figures))
+    else:
+        found = search(*common, SEARCH.value)
+        figures = search_json(found, chip)
+        print(search_table(found, chip))
+    if OUTPUT.value is not None:
+        Path(OUTPUT.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def devices_asked(arguments):
+    """The value of --devices, which jax has to know when it starts."""
+    found = [a.partition("=")[2] for a in arguments if a.lstrip("-").startswith("devices=")]
+    return found[-1] if found else None
+
+
+if __name__ == "__main__":
+    # Before anything imports jax, which then asks no metadata server for a TPU.
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    if devices_asked(sys.argv):
+        count = f"--xla_force_host_platform_device_count={devices_asked(sys.argv)}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+    app.run(main)

@@ -1,0 +1,279 @@
+"""A run without its devices: the real training step and the real search, compiled from shapes alone.
+
+Nothing is allocated and no weights are read: the sides' config.json are enough. The programs are those of the run: the
+step of `training/setup.py`, donated, on the config's mesh, its state where the run would have it; and `start` and
+`advance` of `decoding/engine.py` in decoding form. What the compiler makes of them is read by `dryrun_hlo.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig, TrainConfig
+from seq2seq_jax.data.plan import BatchPlan, Bucket
+from seq2seq_jax.decoding import engine
+from seq2seq_jax.decoding.generate import rules_of, strategy_of
+from seq2seq_jax.decoding.loop import Source
+from seq2seq_jax.lab.dryrun_chips import Chip
+from seq2seq_jax.lab.dryrun_hlo import Cost, Program, sizes_of
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.layers import Dtype
+from seq2seq_jax.parallel.mesh import batch_parts, batch_sharding
+from seq2seq_jax.training.flops import StepFlops, step_flops
+from seq2seq_jax.training.loop import check_division
+from seq2seq_jax.training.setup import abstract_state, make_training
+from seq2seq_jax.weights import hf_config
+from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.pretrained import new_pair
+from seq2seq_jax.weights.report import Report
+
+# Of the schedule, where the config counts in epochs; no shape depends on it.
+STEPS = 1000
+# Arguments of from_encoder_decoder_pretrained that no shape depends on.
+STARTS = ("cross_attention_init", "head_init", "seed")
+TOKENS = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
+
+
+class DoesNotFit(Exception):
+    """The compiler found no way to fit a program into a device's memory; `needed` bytes, None if it does not say."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        used = re.search(r"Used ([\d.]+)([KMG]) of", message)
+        self.needed = int(float(used.group(1)) * 1024 ** ("KMG".index(used.group(2)) + 1)) if used else None
+
+
+class Memory(NamedTuple):
+    """Bytes a chip, of a compiled program; `temporaries` are gradients, activations and what is made on the way."""
+
+    arguments: int
+    outputs: int
+    donated: int
+    temporaries: int
+    program: int
+
+    @property
+    def peak(self) -> int:
+        """All together; donated arguments and the outputs in their place count once."""
+        return self.arguments + self.outputs - self.donated + self.temporaries + self.program
+
+
+class Bounds(NamedTuple):
+    """Seconds below which a program cannot be: for its FLOPs, for its traffic to memory, for what it sends."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def greatest(self) -> float:
+        return max(self)
+
+    @property
+    def limit(self) -> str:
+        return self._fields[int(np.argmax(self))]
+
+
+def bounds(cost: Cost, chip: Chip) -> Bounds:
+    return Bounds(cost.flops / chip.flops, cost.bytes / chip.bandwidth, cost.sent / chip.network)
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """A training step. bucket: the batch's shape. held: bytes a chip of parameters and optimizer state. flops: by the
+    shapes, of all chips. cost: of a chip, by the compiled program. memory: None if it does not fit, then `needed` says
+    how much it wants, where the compiler tells."""
+
+    bucket: Bucket
+    held: Mapping[str, int]
+    flops: StepFlops
+    cost: Cost | None
+    memory: Memory | None
+    needed: int | None = None
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """A search. rows, source: its input. beams, capacity: of the cache. held: bytes a chip of parameters and cache.
+    start: what comes before the first step. step: of one step at the full capacity. memory: of the loop.
+    cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values' sizes on a chip."""
+
+    rows: int
+    source: int
+    beams: int
+    capacity: int
+    held: Mapping[str, int]
+    start: Cost | None
+    step: Cost | None
+    memory: Memory | None
+    cache_gathers: int | None
+    needed: int | None = None
+
+
+def abstract_model(
+    config: TrainConfig, encoder: Mapping[str, Any], decoder: Mapping[str, Any], mesh: Mesh, dtype: Dtype
+) -> EncoderDecoder:
+    """The model that the run would warm-start, from the contents of the sides' config.json.
+
+    Token ids that only a tokenizer would tell are 0.
+
+    Raises:
+      ValueError: for what is wrong with warm_start or a config.json.
+    """
+    options = {name: value for name, value in config.warm_start.items() if name not in STARTS}
+    tie = options.pop("tie_encoder_decoder", False)
+    tokens = tuple(options.pop(name, None) for name in TOKENS)
+    sides, overrides = {"encoder": encoder, "decoder": decoder}, hf_config.split_overrides(options)
+    for role, hf in sides.items():
+        depth = hf_config.side_from_hf(hf, role).stored_layers
+        sides[role], _ = hf_config.overridden(hf, role, overrides[role], depth)
+    pair = new_pair(sides["encoder"], sides["decoder"], tie, mesh, tokens, None, Report())
+    return EncoderDecoder(_with_tokens(pair), dtype=dtype)
+
+
+def _with_tokens(pair: EncoderDecoderConfig) -> EncoderDecoderConfig:
+    given = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_ids": (0,)}
+    missing = {name: value for name, value in given.items() if getattr(pair, name) in (None, ())}
+    return dataclasses.replace(pair, **missing)
+
+
+def batch_shape(config: TrainConfig, mesh: Mesh) -> Bucket:
+    """The run's largest batch: of examples that reach both limits of the data section.
+
+    Raises:
+      ValueError: if the mesh does not divide it.
+    """
+    lengths = (np.array([config.data.max_source_length]), np.array([config.data.max_target_length]))
+    plan = BatchPlan(*lengths, config.batch, seed=0)
+    check_division(plan, config.batch.accumulation, mesh)
+    return plan.buckets[-1]
+
+
+def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainReport:
+    """Compiles one training step, parameters in float32, computed in the model's dtype."""
+    config = dataclasses.replace(config, dtype=jnp.dtype(model.dtype).name, scan_unroll=config.scan_unroll or 1)
+    bucket, params = batch_shape(config, mesh), abstract_params(model, mesh, jnp.float32)
+    training = make_training(config, model, params, config.num_steps or STEPS)
+    state = abstract_state(training, params)
+    lengths = {"input_ids": bucket.source_length, "attention_mask": bucket.source_length}
+    lengths["labels"] = bucket.target_length
+    place = batch_sharding(mesh)
+    batch = {k: jax.ShapeDtypeStruct((bucket.rows, n), jnp.int32, sharding=place) for k, n in lengths.items()}
+    held = {"parameters": bytes_held(params), "optimizer state": bytes_held(state.opt_state)}
+    flops = step_flops(training.model, training.frozen, bucket.rows, bucket.source_length, bucket.target_length)
+    try:
+        compiled = _compiled(jax.jit(training.step, donate_argnums=0), mesh, state, batch)
+    except DoesNotFit as error:
+        return TrainReport(bucket, held, flops, None, None, error.needed)
+    return TrainReport(bucket, held, flops, Program(compiled.as_text()).cost(), _memory(compiled))
+
+
+def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> DecodeReport:
+    """Compiles the search that the config's generation section asks for, on evaluation.batch_size examples of the
+    greatest source length, parameters in the model's dtype; the cache has room for the greatest length.
+
+    Raises:
+      ValueError: if the mesh does not divide the batch.
+    """
+    rows, source, parts = config.evaluation.batch_size, config.data.max_source_length, batch_parts(mesh)
+    if rows % parts:
+        raise ValueError(
+            f"evaluation.batch_size is {rows}, and the mesh splits it {parts} ways; give a multiple of {parts}"
+        )
+    settings = GenerationConfig().replace(**config.generation)
+    strategy, rules = strategy_of(settings), rules_of(settings, model.config, 1, source)
+    capacity = engine.room(strategy, int(rules.max_length))
+    params = decoding_params(model, mesh)
+    model = model.for_decoding()
+
+    def given(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, len(shape)))
+
+    inputs = Source(given(jnp.int32, rows, source), given(jnp.bool_, rows, source), given(jnp.int32, rows))
+    prompt = given(jnp.int32, rows, 1)
+    report = DecodeReport(rows, source, strategy.slots, capacity, {"parameters": bytes_held(params)}, *(None,) * 4)
+    start = jax.jit(engine.start.__wrapped__, static_argnames=("model", "strategy", "capacity"))
+    try:
+        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, None, prompt, rules)
+        carry = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            begun.out_info, begun.output_shardings,
+        )  # fmt: skip
+        report = dataclasses.replace(report, held={**report.held, "cache": bytes_held(carry.cache)})
+        loop = _compiled(engine.advance, mesh, model, strategy, params, carry, rules, np.int32(capacity), np.int32(0))
+    except DoesNotFit as error:
+        return dataclasses.replace(report, needed=error.needed)
+    program = Program(loop.as_text())
+    step = program.cost(unknown_turns=1).plus(program.cost(unknown_turns=0), -1)
+    stores = jax.tree.leaves((carry.cache.keys, carry.cache.values, carry.cache.cross))
+    parts = {sizes_of(store.sharding.shard_shape(store.shape)) for store in stores}
+    gathers = sum(n for c, n in step.collectives.items() if c.kind != "all-reduce" and parts & {*c.given})
+    return dataclasses.replace(
+        report,
+        start=Program(begun.as_text()).cost(),
+        step=step,
+        memory=_memory(loop),
+        cache_gathers=int(gathers),
+    )
+
+
+def decoding_params(model: EncoderDecoder, mesh: Mesh) -> Any:
+    """`model.decoding_params` of abstract parameters in the model's dtype, each where its numbers would come to lie."""
+    explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.axis_names))
+    shapes = jax.eval_shape(model.decoding_params, abstract_params(model, explicit, model.dtype))
+
+    def placed(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec))
+
+    return jax.tree.map(placed, shapes)
+
+
+def bytes_held(tree: Any) -> int:
+    """Bytes of abstract arrays on one device."""
+    return sum(_local_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _local_size(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape))
+
+
+def count_parameters(params: Any, frozen: Any) -> tuple[int, int]:
+    """All, and those that are trained."""
+    flat, fixed = flatten_dict(params, sep="/"), {} if frozen is None else flatten_dict(frozen, sep="/")
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flat.items()}
+    return sum(sizes.values()), sum(size for path, size in sizes.items() if not fixed.get(path, False))
+
+
+def _compiled(function: Any, mesh: Mesh, *arguments: Any) -> jax.stages.Compiled:
+    """Compiled for the mesh's devices, under it."""
+    with jax.set_mesh(mesh):
+        traced = function.trace(*arguments)
+        lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "Ran out of memory" in str(error):
+                raise DoesNotFit(str(error)) from error
+            raise
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
+    m = compiled.memory_analysis()
+    return Memory(
+        m.argument_size_in_bytes,
+        m.output_size_in_bytes,
+        m.alias_size_in_bytes,
+        m.temp_size_in_bytes,
+        m.generated_code_size_in_bytes,
+    )

@@ -1,0 +1,42 @@
+"""seq2seq_jax's training step, as a run makes it."""
+
+import harness
+import jax
+import numpy as np
+from ours_decode import peak, rates, reset
+
+import seq2seq_jax as s2s
+from seq2seq_jax.config import TrainConfig, from_mapping
+from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
+from seq2seq_jax.training.setup import make_training
+
+
+def load(setting):
+    if jax.default_backend() != setting["device"]:
+        raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
+    mesh = make_mesh(data=-1)
+    jax.set_mesh(mesh)
+    pair = s2s.from_pretrained(setting["directory"], mesh=mesh)
+    values = {"encoder": setting["directory"], "decoder": setting["directory"], "data": {"train": "given"}}
+    values |= {"num_steps": 1000, "dtype": setting["dtype"], **setting.get("config", {})}
+    values["optimizer"] = {"learning_rate": setting["learning_rate"], "schedule": "constant"}
+    training = make_training(from_mapping(TrainConfig, values), pair.model, pair.params, 1000)
+    state = training.begin(pair.params)
+    step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
+    return {"step": step, "state": state, "mesh": mesh}, setting
+
+
+def train(loaded, request):
+    held = loaded[0]
+    batch = {name: np.asarray(rows, np.int32) for name, rows in request["arrays"].items()}
+
+    def work():
+        held["state"], metrics = held["step"](held["state"], shard_batch(batch, held["mesh"]))
+        return {"loss": float(metrics["loss"])}
+
+    return work
+
+
+if __name__ == "__main__":
+    kinds = {"train": train, "rates": rates}
+    harness.serve(load, kinds, ("jax", "jaxlib", "flax", "optax", "numpy"), (reset, peak))

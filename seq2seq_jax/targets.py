@@ -1,0 +1,72 @@
+"""Ids as a step takes them: decoder inputs of labels, also where rows hold several examples, and ids that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seq2seq_jax.losses import IGNORED
+
+
+def pack_begins(pack_ids: jax.Array) -> jax.Array:
+    """Where in [batch, length] a new pack begins."""
+    first = jnp.ones_like(pack_ids[:, :1], bool)
+    return jnp.concatenate([first, pack_ids[:, 1:] != pack_ids[:, :-1]], axis=1)
+
+
+def shift_tokens_right(
+    labels: jax.Array,
+    pad_token_id: int | None,
+    decoder_start_token_id: int | None,
+    pack_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Decoder inputs of `labels` [batch, length]: the start token, then the labels but the last, -100 read as pad.
+
+    Args:
+      pack_ids: int [batch, length], where rows hold several examples: each begins with the start token.
+
+    Raises:
+      ValueError: if either id is None (transformers.models.encoder_decoder.shift_tokens_right).
+    """
+    for name, value in (("decoder_start_token_id", decoder_start_token_id), ("pad_token_id", pad_token_id)):
+        if value is None:
+            raise ValueError(
+                f"{name} is not known, and labels cannot be shifted without it; give {name}=... where the pair is made"
+            )
+    labels = jnp.asarray(labels)
+    start = jnp.full_like(labels[:, :1], decoder_start_token_id)
+    shifted = jnp.concatenate([start, labels[:, :-1]], axis=1)
+    if pack_ids is not None:
+        shifted = jnp.where(pack_begins(pack_ids), decoder_start_token_id, shifted)
+    return jnp.where(shifted == IGNORED, pad_token_id, shifted)
+
+
+def wrap_tokens_right(labels: jax.Array, pad_token_id: int, pack_ids: jax.Array | None = None) -> jax.Array:
+    """mBART's and PLBart's decoder inputs of `labels` [batch, length]: the last token, a language's, then all before it
+    (transformers.models.mbart.shift_tokens_right); with pack_ids [batch, length] so for each pack.
+    """
+    labels = jnp.asarray(labels)
+    labels = jnp.where(labels == IGNORED, pad_token_id, labels)
+    if pack_ids is None:
+        last = jnp.sum(labels != pad_token_id, axis=1, keepdims=True) - 1
+        return jnp.concatenate([jnp.take_along_axis(labels, last, axis=1), labels[:, :-1]], axis=1)
+    begins, length = pack_begins(pack_ids), labels.shape[1]
+    ends = jnp.where(jnp.roll(begins, -1, axis=1), jnp.arange(length), length)
+    last = jnp.take_along_axis(labels, jax.lax.cummin(ends, axis=1, reverse=True), axis=1)
+    return jnp.where(begins, last, jnp.roll(labels, 1, axis=1))
+
+
+def check_ids(name: str, ids: Any, vocab_size: int, allowed: tuple[int, ...] = ()) -> None:
+    """An id outside the vocabulary is an error, where `ids` are known (not while tracing)."""
+    if ids is None or isinstance(ids, jax.core.Tracer):
+        return
+    ids = np.asarray(ids)
+    bad = ids[((ids < 0) | (ids >= vocab_size)) & ~np.isin(ids, allowed)]
+    if bad.size:
+        raise ValueError(
+            f"{name} holds the id {bad[0]}, outside the vocabulary of {vocab_size}; use the tokenizer that belongs to"
+            " the checkpoint, or resize_token_embeddings"
+        )

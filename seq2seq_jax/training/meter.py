@@ -1,0 +1,146 @@
+"""How a run goes: its metrics, how fast it is, where its time is lost, a profile of some steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from seq2seq_jax.config import TrainConfig
+from seq2seq_jax.data.pipeline import HostBatch
+from seq2seq_jax.data.plan import Bucket
+from seq2seq_jax.parallel.chips import peak_flops
+from seq2seq_jax.training.flops import StepFlops
+from seq2seq_jax.training.journal import Journal, say
+from seq2seq_jax.weights.native import Store
+
+# What a run does beside its steps. Waiting for data may cost nothing: the device works on the step before.
+LOSSES = ("compile", "data", "evaluation", "checkpoint")
+
+
+class Meter:
+    """Watches the steps: reads their metrics one step late, so that the device never waits for the host.
+
+    Each line of metrics has, beside the step's own: tokens_per_second (source and target, padding aside, compiling and
+    pauses left out), mfu (FLOPs of the model's products a second, as a share of what the devices' 16-bit units can do;
+    where that is known), seconds/<what> lost since the start to each of `LOSSES`, and goodput, the share of the time
+    since the start that is left to the steps.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        bar: tqdm,
+        config: TrainConfig,
+        last: int,
+        store: Store,
+        flops: Callable[[int, int, int], StepFlops],
+    ):
+        """
+        Args:
+          last: the run's last step. flops: of a step on (rows, source, target), all devices together.
+        """
+        self._journal, self._bar, self._last, self._store, self._flops = journal, bar, last, store, flops
+        self._every, self._max_skipped = config.log_every, config.optimizer.max_skipped
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = None if peak is None else peak * jax.device_count()
+        self._work: dict[Bucket, float] = {}
+        self._lost = dict.fromkeys(LOSSES, 0.0)
+        self._start = time.perf_counter()
+        self._open_window()
+
+    def _open_window(self) -> None:
+        """Rates count from here."""
+        self._tokens, self._done, self._paused, self._begin = 0, 0.0, 0.0, time.perf_counter()
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """What is done inside is none of the steps' time; `what`: of `LOSSES`."""
+        begin = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        self._lost[what] += seconds
+        self._paused += 0.0 if what == "data" else seconds
+
+    def compiling(self, bucket: Bucket) -> Any:
+        """Around the start of a step: of the first of its shape the time is the compiler's."""
+        if bucket in self._work:
+            return nullcontext()
+        self._work[bucket] = self._flops(bucket.rows, bucket.source_length, bucket.target_length).useful
+        return self.during("compile")
+
+    def step(self, number: int, metrics: dict[str, jax.Array], batch: HostBatch) -> None:
+        """Takes the metrics of a step that was begun, and reads those of the step before."""
+        self.flush()
+        self._pending = (number, metrics)
+        self._tokens += batch.tokens
+        self._done += self._work[batch.bucket]
+        self._bar.update()
+
+    def flush(self) -> None:
+        """Reads what is still to be read."""
+        if self._pending is None:
+            return
+        (number, metrics), self._pending = self._pending, None
+        loss = float(metrics["loss"])
+        if int(metrics["skipped_in_a_row"]) > self._max_skipped:
+            self._stop(number, loss, float(metrics["grad_norm"]))
+        if number % self._every == 0 or number == self._last:
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()} | self._rates()
+            self._open_window()
+            self._journal.scalars(number, values, "train")
+            self._bar.set_postfix(
+                loss=f"{loss:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{values['tokens_per_second']:.0f}"
+            )
+
+    def _rates(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = max(now - self._begin - self._paused, 1e-9)
+        share = {} if self._peak is None else {"mfu": self._done / seconds / self._peak}
+        lost = {f"seconds/{what}": seconds for what, seconds in self._lost.items()}
+        goodput = 1.0 - sum(self._lost.values()) / (now - self._start)
+        return {"tokens_per_second": self._tokens / seconds, **share, **lost, "goodput": goodput}
+
+    def _stop(self, number: int, loss: float, norm: float) -> None:
+        kept = self._store.latest()
+        saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
+        what, value, more = ("loss", loss, "") if not np.isfinite(loss) else ("gradient's norm", norm, "")
+        if np.isfinite(value):
+            more = ", above optimizer.skip_above times the mean of the last ones"
+        if self._max_skipped:
+            more += f", and the {self._max_skipped} steps before it were skipped too (optimizer.max_skipped)"
+        raise FloatingPointError(
+            f"the {what} of step {number} is {value:.4g}{more}; lower optimizer.learning_rate, raise its warmup_steps,"
+            f" or look for empty targets in the data ({saved})"
+        )
+
+
+class Profile:
+    """A profile of `count` steps from step `first` on (None: of none), in `directory`, for TensorBoard or Perfetto."""
+
+    def __init__(self, directory: Path, first: int | None, count: int):
+        self._directory, self._first, self._count, self._running = directory, first, count, False
+
+    def before(self, number: int) -> None:
+        if number == self._first:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+
+    def after(self, number: int, metrics: Any) -> None:
+        if self._running and number == self._first + self._count - 1:
+            jax.block_until_ready(metrics)
+            self.close()
+            say(f"a profile of steps {self._first} to {number} is in {self._directory}")
+
+    def close(self) -> None:
+        """Ends one that is under way."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,289 @@
+"""The dry run: its FLOPs against XLA's, where things lie against real arrays, what it reports and refuses."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from seq2seq_jax.config import TrainConfig, from_mapping
+from seq2seq_jax.lab import dryrun, dryrun_chips
+from seq2seq_jax.lab.dryrun_hlo import Cost, Program
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.training.setup import abstract_state, make_training
+from seq2seq_jax.weights.loading import abstract_params
+
+ROOT = Path(__file__).parent.parent.parent
+HELD = (
+    "scripts/dryrun.py",
+    "the state lies where a run's does",
+    "decoding parameters lie where a search's do",
+    "all legal meshes",
+    "what does not divide is refused",
+)
+BERT = {"model_type": "bert", "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+BERT |= {"intermediate_size": 48}
+LLAMA = {"model_type": "llama", "vocab_size": 80, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+LLAMA |= {"num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 12, "tie_word_embeddings": True}
+
+
+def process(command, **environment):
+    # Nothing is run, so quick code is not wanted.
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **flags, **environment}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3000)
+    return done.returncode, done.stdout, done.stdout + done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def eight_devices(tmp_path_factory):
+    """What the checks said, and the figures of the script's --output."""
+    output = tmp_path_factory.mktemp("dryrun") / "figures.json"
+    _, out, said = process([sys.executable, str(ROOT / "tests/lab/dryrun_checks.py"), str(output)])
+    return said, out, json.loads(output.read_text()) if output.exists() else {}
+
+
+@pytest.mark.parametrize("check", HELD)
+def test_eight_devices(eight_devices, check):
+    assert f"held: {check}" in eight_devices[0], eight_devices[0]
+
+
+def test_flops_agree(eight_devices):
+    """By the shapes, and counted in the compiled step of 8 devices, whose loops run twice."""
+    train = eight_devices[2]["train"]
+    assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+    assert train["model_flops_all_chips"] < 0.8 * train["flops_all_chips"]
+
+
+def test_report(eight_devices):
+    _, out, figures = eight_devices
+    assert figures["mesh"] == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2} and figures["chips"] == 8
+    assert figures["parameters"] == figures["trained_parameters"] > 30000
+    train, search = figures["train"], figures["decode"]
+    assert train["batch"] == {"rows": 16, "source": 16, "target": 8}
+    held = train["bytes"]
+    # A quarter of the kernels and tables, and of their two moments; what is small is whole.
+    assert figures["parameters"] < held["parameters"] < 2 * figures["parameters"]
+    assert held["optimizer state"] == 2 * held["parameters"] + 8  # and two counts
+    batch = 4 * (2 * 16 + 8) * 4
+    assert held["arguments"] == pytest.approx(3 * held["parameters"] + batch, rel=0.01)
+    assert held["donated"] == pytest.approx(held["outputs"], rel=0.01) and held["temporaries"] > 0
+    assert held["peak"] == held["arguments"] + held["outputs"] - held["donated"] + held["temporaries"]
+    assert train["fits"] and train["bound"]["seconds"] == max(train["seconds"].values())
+    chip = dryrun_chips.CHIPS["v5e"]
+    assert train["seconds"]["compute"] == pytest.approx(train["flops"] / chip.flops)
+    assert train["seconds"]["memory"] == pytest.approx(train["bytes_moved"] / chip.bandwidth)
+    assert train["seconds"]["network"] == pytest.approx(train["bytes_sent"] / chip.network)
+    bound = train["bound"]["seconds"]
+    assert train["mfu_bound"] == pytest.approx(train["model_flops_all_chips"] / bound / (8 * chip.flops))
+    assert train["tokens_per_second_bound"] == pytest.approx(16 * (16 + 8) / bound)
+    assert {"all-gather", "all-reduce"} <= train["collectives"].keys()
+    assert train["bytes_sent"] == pytest.approx(sum(c["bytes_sent"] for c in train["collectives"].values()))
+
+    assert search["batch"] == {"rows": 12, "source": 16, "beams": 2, "capacity": 32}
+    # Keys and values of 2 layers: 3 rows, half of the heads, 8 features; 32 x 2 written positions, 16 of the source.
+    cache = 2 * 2 * 4 * 3 * 2 * 8 * (2 * 32 + 16)
+    small = 3 * 16 + 3 * 2 * 32 * 4 + 4  # mask, ancestry, index
+    assert search["bytes"]["cache"] == cache + small
+    assert search["cache_gathers"] == 0 and search["flops"] > 0
+    assert search["seconds_before_the_first_step"]["compute"] > search["seconds"]["compute"]
+    for line in ("mesh ", "MFU bound", "bound by network", "optimizer state", "a chip: fits", "cache exchanged"):
+        assert line in out, out
+
+
+def config_of(**values):
+    data = {"train": "x", "max_source_length": 16, "max_target_length": 8}
+    return from_mapping(
+        TrainConfig, {"encoder": "x", "decoder": "x", "data": data, "num_steps": 1, "scan_unroll": 1, **values}
+    )
+
+
+@pytest.mark.parametrize(
+    "decoder, values",
+    [
+        (LLAMA, {"remat": "full"}),
+        (BERT, {"optimizer": {"freeze": ("encoder",)}}),
+        (BERT, {"optimizer": {"freeze": (r".*\.layers",)}, "warm_start": {"tie_encoder_decoder": "embeddings"}}),
+        (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
+    ],
+)
+def test_flops_of_the_traced_step(decoder, values):
+    """What jax traces, before XLA: other families, frozen parameters, policies, accumulation."""
+    config, mesh = config_of(**{"batch": {"size": 8}, "dropout": 0.0, **values}), make_mesh()
+    model = dryrun.abstract_model(config, BERT, decoder, mesh, jnp.float32)
+    params = abstract_params(model, mesh, jnp.float32)
+    training = make_training(config, model, params, 1)
+    batch = {"input_ids": (8, 16), "attention_mask": (8, 16), "labels": (8, 8)}
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in batch.items()}
+    text = jax.jit(training.step).lower(abstract_state(training, params), batch).as_text("hlo")
+    counted = Program(text).cost().flops
+    flops = step_flops(training.model, training.frozen, 8, 16, 8)
+    assert counted == pytest.approx(flops.done, rel=0.02)
+    assert (flops.done > flops.useful) == ("remat" in values)
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+
+
+def test_loops_count_as_often_as_they_run():
+    def layers(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0]
+
+    def search(x, kernel):
+        return jax.lax.while_loop(lambda x: jnp.sum(x) < 5, lambda x: jnp.tanh(x @ kernel), x)
+
+    program = Program(compiled(layers, (8, 32), (7, 32, 32)).as_text())
+    assert program.cost().flops == 7 * 2 * 8 * 32 * 32
+    # Each turn reads its own kernel of the seven, not all of them.
+    assert 4 * 7 * 32 * 32 < program.cost().bytes < 5 * 4 * 7 * 32 * 32
+    program = Program(compiled(search, (8, 32), (32, 32)).as_text())
+    assert [program.cost(unknown_turns=n).flops for n in (0, 1, 3)] == [0, 2 * 8 * 32 * 32, 3 * 2 * 8 * 32 * 32]
+
+
+def test_bytes_without_loops_are_xlas():
+    def mlp(x, up, down):
+        return jax.nn.relu(x @ up) @ down + x[:, ::-1]
+
+    program = compiled(mlp, (16, 32), (32, 64), (64, 32))
+    assert Program(program.as_text()).cost().bytes == pytest.approx(program.cost_analysis()["bytes accessed"], rel=0.02)
+
+
+HLO = """HloModule step, num_partitions=8
+
+%all-reduce-scatter (input: bf16[64,128]) -> bf16[16,128] {
+  %input = bf16[64,128]{1,0} parameter(0)
+  ROOT %all-reduce.2 = bf16[64,128]{1,0} all-reduce(%input), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%begin (a: bf16[4,8,32,16], b: bf16[4,8,32,16]) -> f32[4,8,32,32] {
+  %a = bf16[4,8,32,16]{3,2,1,0} parameter(0)
+  %b = bf16[4,8,32,16]{3,2,1,0} parameter(1)
+  %all-gather.1 = bf16[4,8,32,16]{3,2,1,0} all-gather(%b), channel_id=1, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  ROOT %c.1 = f32[4,8,32,32]{3,2,1,0} convolution(%a, %b), window={size=4x8 stride=3x7 lhs_dilate=4x8}, dim_labels=01bf_01oi->01bf
+}
+
+%condition (p: (s32[], bf16[64,128])) -> pred[] {
+  %p = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(6)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (p.1: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %p.1 = (s32[], /*index=1*/bf16[64,128]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %x = bf16[64,128]{1,0} get-tuple-element(%p.1), index=1
+  %near = bf16[4,8,32,16]{3,2,1,0:T(8,128)(2,1)S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %f.1 = f32[4,8,32,32]{3,2,1,0} fusion(%near, %near), kind=kOutput, calls=%begin
+  %f.2 = (f32[4,8,32,32]{3,2,1,0:S(1)}, bf16[4,8,32,16]{3,2,1,0:S(1)}) fusion(%near, %near), kind=kCustom, calls=%begin
+  %f.3 = bf16[16,128]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+  ROOT %t = (s32[], bf16[64,128]{1,0}) tuple(%i.1, %x)
+}
+
+ENTRY %main (x.1: bf16[64,128]) -> (s32[], bf16[64,128]) {
+  %x.1 = bf16[64,128]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %t.1 = (s32[], bf16[64,128]{1,0}) tuple(%zero, %x.1)
+  ROOT %w = (s32[], bf16[64,128]{1,0}) while(%t.1), condition=%condition, body=%body
+}
+"""  # noqa: E501
+
+
+def test_text_of_a_tpu():
+    """Products as convolutions whose windows have holes, one collective in several fusions, arrays on the chip."""
+    program = Program(HLO)
+    cost = program.cost()
+    # [4, 8] products of [32, 16] by [16, 32], in two fusions, six times.
+    assert cost.flops == 6 * 2 * (4 * 8 * 2 * 32 * 16 * 32)
+    counts = {c.kind: (c.group, c.whole, c.sent, n) for c, n in cost.collectives.items()}
+    gathered, reduced = 2 * 4 * 8 * 32 * 16, 2 * 64 * 128
+    assert counts == {
+        "all-gather": (2, 2 * gathered, gathered, 6),
+        "reduce-scatter": (4, reduced, 3 * reduced / 4, 6),
+    }
+    assert cost.sent == 6 * (gathered + 3 * reduced / 4)
+    # To main memory: the first fusion's result; from it: what is reduced.
+    assert cost.bytes == 6 * (4 * 4 * 8 * 32 * 32 + reduced)
+    assert Program(HLO.replace("constant(6)", "parameter(1)")).cost(unknown_turns=2).sent == cost.sent / 3
+
+
+def test_bounds():
+    chip = dryrun_chips.CHIPS["v5p"]
+    found = dryrun.bounds(Cost(flops=459e12, bytes=2 * 2765e9), chip)
+    assert tuple(found) == (1.0, 2.0, 0.0) and found.greatest == 2.0 and found.limit == "memory"
+
+
+def test_out_of_memory():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert dryrun.DoesNotFit(said).needed == 20.5 * 2**30
+    assert dryrun.DoesNotFit("RESOURCE_EXHAUSTED").needed is None
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [("v5e", "v5e:16x16"), ("v5f:2x2", "did you mean 'v5"), ("v5e:2x2x2", "2 axes"), ("v6e:32x32", "at most 256"),
+     ("v5e:2xn", "CHIP:AxB"), ("v5p:0x2x2", "v5p:4x4x4")],
+)  # fmt: skip
+def test_bad_topologies(name, says):
+    with pytest.raises(ValueError, match=says) as error:
+        dryrun_chips.tpu_devices(name)
+    assert repr(name) in str(error.value)
+
+
+def test_what_is_missing(monkeypatch):
+    def absent(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(dryrun_chips.topologies, "get_topology_desc", absent)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax\[tpu\]'"):
+        dryrun_chips.tpu_devices("v5e:2x4")
+    with pytest.raises(ValueError, match="chip 'v5' is unknown: did you mean"):
+        dryrun_chips.chip_named("v5")
+    with pytest.raises(ValueError, match="xla_force_host_platform_device_count=99"):
+        dryrun_chips.cpu_devices(99)
+
+
+SMALL = [
+    "--config=configs/common.py", "--config.data.max_source_length=128", "--config.data.max_target_length=64",
+    "--config.batch.size=32", "--config.batch.buckets=1", "--config.remat=full", "--config.dropout=0.0",
+    "--config.generation.max_length=64", "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
+]  # fmt: skip
+SMALL += [f"--{role}_config={json.dumps({**BERT, 'vocab_size': 1000})}" for role in ("encoder", "decoder")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jax[tpu]'")
+def test_tpu_slice(tmp_path):
+    output = tmp_path / "figures.json"
+    code, out, said = process(
+        [sys.executable, "scripts/dryrun.py", *SMALL, "--topology=v5e:2x4", f"--output={output}"], XLA_FLAGS=""
+    )
+    assert code == 0, said
+    figures = json.loads(output.read_text())
+    train, search = figures["train"], figures["decode"]
+    assert figures["dtype"] == "bfloat16" and figures["chips"] == 8
+    assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+    for part, kinds in ((train, ("parameters", "optimizer state")), (search, ("parameters", "cache"))):
+        assert part["fits"] and all(part["bytes"][kind] > 0 for kind in (*kinds, "arguments", "peak"))
+    assert search["cache_gathers"] == 0 and "cache exchanged" in out
+    assert all(search["seconds"][name] > 0 for name in ("compute", "memory", "network"))
+
+
+@pytest.mark.slow
+def test_search_of_meshes(tmp_path):
+    output = tmp_path / "figures.json"
+    code, out, said = process(
+        [sys.executable, "scripts/dryrun.py", *SMALL, "--devices=4", "--search=2", f"--output={output}"]
+    )
+    assert code == 0, said
+    rows = json.loads(output.read_text())
+    assert [row["compiled"] for row in rows] == [True, True, *[False] * (len(rows) - 2)]
+    assert rows[0]["seconds"]["greatest"] <= rows[1]["seconds"]["greatest"] and rows[0]["peak_bytes"] > 0
+    assert "MFU %" in out and "compiling 2" in said

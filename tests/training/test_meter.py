@@ -1,0 +1,130 @@
+"""What a run tells of itself: rates, lost time, too many bad steps, a profile."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seq2seq_jax.config import TrainConfig, from_mapping
+from seq2seq_jax.data.pipeline import HostBatch
+from seq2seq_jax.data.plan import Bucket
+from seq2seq_jax.parallel.chips import peak_flops
+from seq2seq_jax.training import meter
+from seq2seq_jax.training.flops import StepFlops
+from seq2seq_jax.training.meter import Meter, Profile
+
+BATCH = HostBatch(Bucket(4, 10, 5), 50, {})
+
+
+class Lines(list):
+    """A journal, a bar and a store that keep what they are told."""
+
+    def scalars(self, step, values, group):
+        self.append((step, values))
+
+    def update(self):
+        pass
+
+    def set_postfix(self, **values):
+        pass
+
+    def latest(self):
+        return None
+
+
+def make_meter(lines, *, log_every=1000, max_skipped=0):
+    values = {"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 1000, "log_every": log_every}
+    config = from_mapping(TrainConfig, {**values, "optimizer": {"max_skipped": max_skipped}})
+    return Meter(lines, lines, config, 1000, lines, lambda *shape: StepFlops(np.prod(shape), np.inf))
+
+
+def test_rates_and_losses(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(meter, "peak_flops", lambda kind: 100.0)
+    lines = Lines()
+    watch = make_meter(lines, log_every=2)
+
+    def work(seconds):
+        clock.now += seconds
+
+    for number in range(1, 5):
+        with watch.during("data"):
+            work(0.5)
+        with watch.compiling(BATCH.bucket):
+            work(8.0)  # of the first the compiler's, of the others their own
+        watch.step(number, {"loss": 1.0, "learning_rate": 1e-3, "skipped_in_a_row": 0}, BATCH)
+        if number == 2:
+            watch.flush()
+            with watch.during("evaluation"):
+                work(4.0)
+            with watch.during("checkpoint"):
+                work(1.0)
+    watch.flush()
+    (two, early), (four, late) = lines
+    assert (two, four) == (2, 4)
+    # 17 seconds, of which 8 were the compiler's; waiting for data is in the steps' time.
+    assert early["tokens_per_second"] == pytest.approx(100 / 9) and early["seconds/compile"] == 8
+    assert early["mfu"] == pytest.approx(2 * 200 / 9 / 100)
+    assert early["goodput"] == pytest.approx(1 - 9 / 17)
+    assert late["tokens_per_second"] == pytest.approx(100 / 17)
+    losses = {name: late[f"seconds/{name}"] for name in meter.LOSSES}
+    assert losses == {"compile": 8, "data": 2, "evaluation": 4, "checkpoint": 1}
+    assert late["goodput"] == pytest.approx(1 - 15 / 39)
+
+
+def test_peaks():
+    assert peak_flops("TPU v5 lite") == 197e12 and peak_flops("TPU v5") == 459e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("Tesla T4") == 65e12
+    assert peak_flops("NVIDIA L40S") is None and peak_flops("cpu") is None
+
+
+def test_a_meter_without_a_known_peak_tells_no_mfu():
+    lines = Lines()
+    watch = make_meter(lines, log_every=1)
+    with watch.compiling(BATCH.bucket):
+        pass
+    watch.step(1, {"loss": 1.0, "learning_rate": 1e-3, "skipped_in_a_row": 0}, BATCH)
+    watch.flush()
+    assert "mfu" not in lines[0][1] and lines[0][1]["goodput"] <= 1.0
+
+
+def test_meter_stops_after_too_many_in_a_row():
+    def run(*steps, allowed):
+        watch = make_meter(Lines(), max_skipped=allowed)
+        for number, (loss, norm, row) in enumerate(steps, 1):
+            with watch.compiling(BATCH.bucket):
+                pass
+            watch.step(number, {"loss": loss, "grad_norm": norm, "skipped_in_a_row": row}, BATCH)
+        watch.flush()
+
+    run((np.nan, np.nan, 1), (1.0, 1.0, 0), (1.0, np.inf, 1), (1.0, 9.0, 2), allowed=2)
+    for steps, allowed, message in (
+        ([(1.0, np.inf, 1)], 0, r"^the gradient's norm of step 1 is inf; lower"),
+        (
+            [(1.0, 9.0, 1), (1.0, 9.5, 2)],
+            1,
+            r"norm of step 2 is 9\.5, above .*skip_above .* the 1 steps before it were",
+        ),
+        ([(np.nan, 9.0, 1)], 0, r"^the loss of step 1 is nan; lower .* \(no checkpoint was written yet\)$"),
+    ):
+        with pytest.raises(FloatingPointError, match=message):
+            run(*steps, allowed=allowed)
+
+
+def test_profile(tmp_path, capsys):
+    profile = Profile(tmp_path / "profile", 2, 2)
+    for number in range(1, 5):
+        profile.before(number)
+        profile.after(number, jnp.ones(3) * number)
+        assert (tmp_path / "profile").exists() == (number >= 3)
+    profile.close()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "a profile of steps 2 to 3 is in" in capsys.readouterr().out
+    broken_off = Profile(tmp_path / "other", 1, 5)
+    broken_off.before(1)
+    broken_off.close()
+    assert list((tmp_path / "other").rglob("*.xplane.pb"))
+    Profile(tmp_path / "none", None, 3).before(1)
+    assert not (tmp_path / "none").exists()
