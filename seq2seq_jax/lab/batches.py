@@ -21,7 +21,7 @@ from seq2seq_jax.lab.peers.processes import Peer, say
 from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, started
 from seq2seq_jax.lab.side_by_side import Options
 from seq2seq_jax.lab.training import LEARNING_RATE, model_of
-from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.training.flops import useful_flops
 
 SIZE = "small"
 # Tokens of a step, padding included; those of 8 rows of the longest source and target.
@@ -99,7 +99,7 @@ def _result(
         times[bucket] = tuple(answers[1:])
         say(f"{way} {tuple(vars(bucket).values())}: {statistics.median(times[bucket]):.2f} s a step")
     model = model_of(SIZES[size])
-    flops = sum(n * step_flops(model, None, b.rows, b.source_length, b.target_length).useful for b, n in shapes.items())
+    flops = sum(n * useful_flops(model, None, b.rows, b.source_length, b.target_length) for b, n in shapes.items())
     return Result(way, shapes, times, sum(plan.tokens), flops)
 
 

@@ -171,7 +171,7 @@ def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainRe
     place = batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct((bucket.rows, n), jnp.int32, sharding=place) for k, n in lengths.items()}
     held = {"parameters": bytes_held(params), "optimizer state": bytes_held(state.opt_state)}
-    flops = step_flops(training.model, training.frozen, bucket.rows, bucket.source_length, bucket.target_length)
+    flops = step_flops(training.model, training.model_frozen, bucket.rows, bucket.source_length, bucket.target_length)
     try:
         compiled = _compiled(jax.jit(training.step, donate_argnums=0), mesh, state, batch)
     except DoesNotFit as error:

@@ -15,7 +15,7 @@ from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
 from seq2seq_jax.lab.side_by_side import Options, Rates, in_turn, rates_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.training.flops import useful_flops
 
 REFERENCE = "torch"  # what times are compared with
 LEARNING_RATE = 5e-5
@@ -77,7 +77,7 @@ def model_of(size: Size) -> EncoderDecoder:
 
 def model_flops(size: Size, row: Row) -> float:
     """FLOPs of a step's matrix products, forward and backward."""
-    return step_flops(model_of(size), None, row.batch, row.source, row.target).useful
+    return useful_flops(model_of(size), None, row.batch, row.source, row.target)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Attention counts all pairs of positions, as the step computes them, masked ones 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Product(NamedTuple):
     attention: bool = False
 
 
+SOURCE_KERNEL = re.compile(r"/cross_attention/(key|value)/")
 # Which products the backward pass computes once more, by remat policy (models/stack.py).
 RECOMPUTED = {
     "none": lambda product: False,
@@ -95,28 +97,42 @@ def _layer(
         yield Product(f"{path}/mlp/{name}/kernel", flops, ends if name == "down" else again)
 
 
-def step_flops(model: EncoderDecoder, frozen: Mapping | None, rows: int, source: int, target: int) -> StepFlops:
-    """Of one training step, all devices together.
+def useful_flops(model: EncoderDecoder, frozen: Mapping | None, rows: int, source: int, target: int) -> float:
+    """Of one training step, forward and backward, all devices together; what is recomputed is not counted.
 
     A frozen kernel has no gradient of its own; states have none on a side where nothing is trained below the loss.
 
     Args:
       frozen: a tree of booleans like the parameters, or None.
+    """
+    return sum(product.flops * (1 + n) for product, n, _ in _gradients(model, frozen, rows, source, target))
+
+
+def step_flops(model: EncoderDecoder, frozen: Mapping | None, rows: int, source: int, target: int) -> StepFlops:
+    """`useful_flops`, and with what the model's remat policy computes again.
 
     Raises:
-      ValueError: for a remat policy that RECOMPUTED lacks.
+      ValueError: for a policy that RECOMPUTED lacks.
     """
-    policy = model.remat
+    policy, done = model.remat, 0.0
     check(policy in RECOMPUTED, f"remat {policy!r} has no row in training/flops.py: {nearest(policy, RECOMPUTED)}")
+    for product, n, states in _gradients(model, frozen, rows, source, target):
+        done += product.flops * (1 + n + (states and RECOMPUTED[policy](product)))
+    return StepFlops(useful_flops(model, frozen, rows, source, target), done)
+
+
+def _gradients(
+    model: EncoderDecoder, frozen: Mapping | None, rows: int, source: int, target: int
+) -> Iterator[tuple[Product, int, bool]]:
+    """Each product with how many of its like its gradients take, and whether its states have one."""
     trained = _trained_paths(model, frozen)
     below = {"encoder": any(path.startswith("encoder/") for path in trained), "decoder": bool(trained)}
-    useful = done = 0.0
+    # What the decoder's keys and values of the source read.
+    below["source"] = below["encoder"] or any(path.startswith("enc_to_dec_proj/") for path in trained)
     for product in products(model, rows, source, target):
-        states = below.get(product.path.split("/")[0], below["encoder"])
-        gradients = 2 * states if product.attention else states + (product.path in trained)
-        useful += product.flops * (1 + gradients)
-        done += product.flops * (1 + gradients + (states and RECOMPUTED[policy](product)))
-    return StepFlops(useful, done)
+        side = "source" if SOURCE_KERNEL.search(product.path) else product.path.split("/")[0]
+        states = below.get(side, below["encoder"])
+        yield product, 2 * states if product.attention else states + (product.path in trained), states
 
 
 def _trained_paths(model: EncoderDecoder, frozen: Mapping[str, Any] | None) -> set[str]:

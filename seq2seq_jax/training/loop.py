@@ -26,7 +26,7 @@ from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
-from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.training.flops import useful_flops
 from seq2seq_jax.training.journal import Journal, say
 from seq2seq_jax.training.meter import Meter, Profile
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
@@ -113,7 +113,7 @@ class Run:
             # The state comes out as it went in, so that the next step needs no program of its own.
             self.step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
         self.state, self.usable, self.apart = state, training.usable, training.apart
-        self.flops = functools.partial(step_flops, training.model, training.frozen)
+        self.flops = functools.partial(useful_flops, training.model, training.model_frozen)
 
     @property
     def state(self) -> TrainState:

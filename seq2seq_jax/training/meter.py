@@ -16,7 +16,6 @@ from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.parallel.chips import peak_flops
-from seq2seq_jax.training.flops import StepFlops
 from seq2seq_jax.training.journal import Journal, say
 from seq2seq_jax.weights.native import Store
 
@@ -40,7 +39,7 @@ class Meter:
         config: TrainConfig,
         last: int,
         store: Store,
-        flops: Callable[[int, int, int], StepFlops],
+        flops: Callable[[int, int, int], float],
     ):
         """
         Args:
@@ -73,7 +72,7 @@ class Meter:
         """Around the start of a step: of the first of its shape the time is the compiler's."""
         if bucket in self._work:
             return nullcontext()
-        self._work[bucket] = self._flops(bucket.rows, bucket.source_length, bucket.target_length).useful
+        self._work[bucket] = self._flops(bucket.rows, bucket.source_length, bucket.target_length)
         return self.during("compile")
 
     def step(self, number: int, metrics: dict[str, jax.Array], batch: HostBatch) -> None:

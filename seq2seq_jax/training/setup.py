@@ -172,7 +172,8 @@ class Training(NamedTuple):
       begin: the pair's parameters -> the first state, which takes them over: each step consumes it.
       usable: state -> the parameters to evaluate and to export, with averages and adapters worked in.
       apart: whether those are others than state.params.
-      frozen: a tree of booleans like state.params; None: all are trained.
+      frozen: a tree of booleans like state.params; None: all are trained. model_frozen: likewise, of the parameters
+        that the model is applied with.
     """
 
     model: EncoderDecoder
@@ -181,6 +182,7 @@ class Training(NamedTuple):
     usable: Callable[[TrainState], Any]
     apart: bool
     frozen: Any
+    model_frozen: Any
 
 
 def make_training(
@@ -203,6 +205,7 @@ def make_training(
     tx, averaged = optimizer(config.optimizer, groups), None
     if config.ema_decay is not None:
         averaged = groups.trained_tree
+    model_frozen = lora.merged_frozen(shapes) if adapted else groups.frozen
     applied, dropout = training_model(model, config)
     step = make_train_step(
         applied,
@@ -221,12 +224,12 @@ def make_training(
         z_loss=config.z_loss,
         loss_chunk=config.loss_chunk,
         accumulation=config.batch.accumulation,
-        frozen=lora.merged_frozen(shapes) if adapted else groups.frozen,
+        frozen=model_frozen,
     )
     begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)
     together = jax.jit(merge) if adapted else lambda tree: tree
     usable = lambda state: together(averages(state))
-    return Training(applied, step, begin, usable, adapted or averaged is not None, groups.frozen)
+    return Training(applied, step, begin, usable, adapted or averaged is not None, groups.frozen, model_frozen)
 
 
 def abstract_state(training: Training, params: Any) -> TrainState:

@@ -70,10 +70,10 @@ def test_report(eight_devices):
     held = train["bytes"]
     # A quarter of the kernels and tables, and of their two moments; what is small is whole.
     assert figures["parameters"] < held["parameters"] < 2 * figures["parameters"]
-    assert held["optimizer state"] == 2 * held["parameters"] + 8  # and two counts
+    assert 2 * held["parameters"] < held["optimizer state"] < 2.02 * held["parameters"]  # and counts of updates
     batch = 4 * (2 * 16 + 8) * 4
-    assert held["arguments"] == pytest.approx(3 * held["parameters"] + batch, rel=0.01)
-    assert held["donated"] == pytest.approx(held["outputs"], rel=0.01) and held["temporaries"] > 0
+    assert held["arguments"] == pytest.approx(3 * held["parameters"] + batch, rel=0.02)
+    assert held["donated"] == pytest.approx(held["outputs"], rel=0.02) and held["temporaries"] > 0
     assert held["peak"] == held["arguments"] + held["outputs"] - held["donated"] + held["temporaries"]
     assert train["fits"] and train["bound"]["seconds"] == max(train["seconds"].values())
     chip = dryrun_chips.CHIPS["v5e"]
