@@ -305,7 +305,7 @@ def test_settings_that_are_wrong(changes, message):
         OptimizerConfig(**changes)
 
 
-def test_muon_and_other_groups_by_flag():
+def test_groups_in_a_config():
     """Groups come through an ml_collections config, as a tuple of mappings."""
     config = train_config({"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 1})
     config.optimizer.groups = ({"match": "encoder", "learning_rate": 1e-3}, {"match": ".*"})
