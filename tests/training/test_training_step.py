@@ -91,6 +91,7 @@ def test_norms_far_above_the_mean_are_skipped():
     assert judge(guard, ok, norm(4.0))[0], "without skip_above"
 
 
+@pytest.mark.slow
 def test_float16_halves_its_scale_and_recovers(pair, batch):
     optimizer = {"learning_rate": 1e-2, "schedule": "constant"}
     _, step, begin = training(pair, dtype="float16", optimizer=optimizer)
@@ -170,6 +171,7 @@ def test_adapters_that_do_not_fit(pair):
         LoraConfig(rank=1, targets=())
 
 
+@pytest.mark.slow
 def test_run_with_adapters_and_averages_goes_on(tmp_path, monkeypatch):
     """Stopped and continued, with a step that is skipped: the run without a stop; its export is its checkpoint."""
     work, shard = toy.make(tmp_path), loop.shard_batch
