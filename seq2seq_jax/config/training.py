@@ -189,7 +189,7 @@ class TrainConfig:
         None, help="target tokens of a step worked on at a time in the loss, to save memory; unset: all at once"
     )
     dropout: float | None = setting(None, help="rate of every dropout of both sides; unset: as the checkpoints say")
-    remat: str = setting("none", help="what the backward pass recomputes to save memory (models/stack.py)")
+    remat: str = setting("elementwise", help="what the backward pass recomputes to save memory (models/stack.py)")
     attention_impl: str = setting(
         "xla", help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)"
     )

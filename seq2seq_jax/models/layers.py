@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,7 +91,8 @@ class Dropout(nn.Module):
         bits = jax.random.bits(self.make_rng("dropout"), words, jnp.uint32)
         # Halves of words stand along the length, which no mesh splits.
         bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-2)[..., :length, :]
-        return jnp.where(bits >= round(self.rate * 2**16), x * (1.0 / (1.0 - self.rate)), 0.0)
+        kept = checkpoint_name(bits >= round(self.rate * 2**16), "dropped")
+        return jnp.where(kept, x * (1.0 / (1.0 - self.rate)), 0.0)
 
 
 class Projection(Part):
@@ -119,8 +121,10 @@ class Projection(Part):
             kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
             y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
         else:
+            # As matrices: of a kernel with more axes XLA's CPU makes a transposed copy for the backward pass.
             kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes)
-            y = jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+            kernel, lead = kernel.reshape(math.prod(self.inputs), -1), x.shape[: x.ndim - n]
+            y = (x.reshape(*lead, -1) @ kernel).reshape(*lead, *self.outputs)
         if self.bias:
             # A bias has no long axis, so nothing is gained by splitting the embedding axis of one.
             axes = tuple("norm" if axis == "embed" else axis for axis in self.axes[n:])

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.config.validation import check, nearest
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import scan_plan
 from seq2seq_jax.weights.loading import leaves, tied_rows
@@ -31,12 +30,17 @@ class Product(NamedTuple):
 
 
 SOURCE_KERNEL = re.compile(r"/cross_attention/(key|value)/")
-# Which products the backward pass computes once more, by remat policy (models/stack.py).
+MLP_KERNEL = re.compile(r"/mlp/(up|gate)/")
+# What share of a product the backward pass computes once more, by remat policy (models/stack.py).
 RECOMPUTED = {
-    "none": lambda product: False,
+    "none": lambda product: 0.0,
+    "elementwise": lambda product: 0.0,
     "full": lambda product: product.again,
-    "dots": lambda product: False,
-    "dots_with_no_batch_dims": lambda product: product.again and product.attention,
+    "dots": lambda product: 0.0,
+    "dots_with_no_batch_dims": lambda product: product.again * product.attention,
+    "offload_dots": lambda product: product.again * product.attention,
+    "save_attention_out": lambda product: product.again * (0.5 if product.attention else 1.0),  # the scores
+    "save_mlp": lambda product: product.again * (MLP_KERNEL.search(product.path) is None),
 }
 
 
@@ -109,15 +113,10 @@ def useful_flops(model: EncoderDecoder, frozen: Mapping | None, rows: int, sourc
 
 
 def step_flops(model: EncoderDecoder, frozen: Mapping | None, rows: int, source: int, target: int) -> StepFlops:
-    """`useful_flops`, and with what the model's remat policy computes again.
-
-    Raises:
-      ValueError: for a policy that RECOMPUTED lacks.
-    """
-    policy, done = model.remat, 0.0
-    check(policy in RECOMPUTED, f"remat {policy!r} has no row in training/flops.py: {nearest(policy, RECOMPUTED)}")
+    """`useful_flops`, and with what the model's remat policy computes again."""
+    again, done = RECOMPUTED[model.remat], 0.0
     for product, n, states in _gradients(model, frozen, rows, source, target):
-        done += product.flops * (1 + n + (states and RECOMPUTED[policy](product)))
+        done += product.flops * (1 + n + states * again(product))
     return StepFlops(useful_flops(model, frozen, rows, source, target), done)
 
 

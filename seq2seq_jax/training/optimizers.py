@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,8 @@ class OptimizerState(NamedTuple):
     arrays: dict[str, Any]
 
 
-def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransformation:
-    """Clipping by the global norm, then for each array optax's algorithm and decoupled decay: with adamw,
+def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransformationExtraArgs:
+    """Clipping by the global norm, then for each array its algorithm and decoupled decay: with adamw,
     torch.optim.AdamW with parameter groups.
 
     The update of one layer is -rate * factor * (direction + decay * parameter), where rate and decay are its group's.
@@ -30,7 +30,8 @@ def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransfor
     separate arrays, whatever the algorithm. Frozen arrays have no state and a zero update; the state of what is not
     trained yet stays as it began, its count of steps among it.
 
-    `update` takes gradients that `Groups.masked` made.
+    `update` takes gradients that `Groups.masked` made, and `good`, a bool scalar: where it is false, the update is zero
+    and the state stays.
     """
 
     def init(params: Mapping[str, Any]) -> OptimizerState:
@@ -43,33 +44,44 @@ def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransfor
 
         return OptimizerState(jnp.zeros((), jnp.int32), map_paths(begin, params))
 
-    def update(grads: Mapping[str, Any], state: OptimizerState, params: Mapping[str, Any]) -> tuple[Any, Any]:
+    def update(
+        grads: Mapping[str, Any], state: OptimizerState, params: Mapping[str, Any], *, good: jax.Array | bool = True
+    ) -> tuple[Any, OptimizerState]:
         rates, decays = groups.rates(state.count), [group.weight_decay for group in groups.groups]
+        share = 1.0 if config.clip_norm is None else jnp.minimum(1.0, config.clip_norm / optax.tree.norm(grads))
 
         def step(path: str, grad: jax.Array, before: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             if groups.is_frozen(path):
                 return jnp.zeros_like(x), before
             rule = groups.rules[path]
-            tx = algorithm(config, rule, x.shape[int(rule.stacked) :])
             trained = groups.trained(path, state.count)
-            direction, after = (jax.vmap(tx.update) if rule.stacked else tx.update)(grad, before, x)
+            acts = jnp.asarray(good) if trained is None else good & trained
+            turn = algorithm(config, rule, x.shape[int(rule.stacked) :]).update
+            if rule.stacked:
+                turn, acts = jax.vmap(turn), jnp.broadcast_to(acts, x.shape[:1])
+            direction, after = turn((grad * share).astype(grad.dtype), before, x, acts)
             rate = rule.each(rates) * jnp.asarray(rule.factors if rule.stacked else rule.factors[0], jnp.float32)
             decay = rule.spread(x, rule.each(decays))
             change = (-rule.spread(x, rate) * (direction + decay * x)).astype(x.dtype)
-            if trained is not None:
-                choose = lambda new, old: jnp.where(rule.spread(new, trained), new, old)
-                change, after = choose(change, 0.0), jax.tree.map(choose, after, before)
-            return change, after
+            return jnp.where(rule.spread(x, acts), change, 0.0), after
 
         both = map_paths(step, grads, state.arrays, params)
         updates, arrays = (map_paths(lambda _, pair, i=i: pair[i], both) for i in (0, 1))
-        return updates, OptimizerState(optax.safe_increment(state.count), arrays)
+        count = jnp.where(good, optax.safe_increment(state.count), state.count)
+        return updates, OptimizerState(count, arrays)
 
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    return optax.chain(*clip, optax.GradientTransformation(init, update))
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def algorithm(config: OptimizerConfig, rule: ArrayRule, shape: tuple[int, ...]) -> optax.GradientTransformation:
+class Algorithm(NamedTuple):
+    """init: of optax. update: (gradient, state, array, acts) -> (direction, state); where acts, a bool scalar, is
+    false, the state stays and the direction means nothing."""
+
+    init: Callable
+    update: Callable
+
+
+def algorithm(config: OptimizerConfig, rule: ArrayRule, shape: tuple[int, ...]) -> Algorithm:
     """The direction of one layer's array of `shape`, its rate and decay left out.
 
     adamw, lion: entry by entry.
@@ -80,21 +92,43 @@ def algorithm(config: OptimizerConfig, rule: ArrayRule, shape: tuple[int, ...]) 
     by adamw, and the learning rate and decay of one serve the other (Liu et al. 2025).
     """
     if rule.algorithm == "adamw":
-        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+        return _adam(config)
     if rule.algorithm == "lion":
-        return optax.scale_by_lion(config.b1, config.b2)
-    if rule.algorithm == "adafactor":
+        tx = optax.scale_by_lion(config.b1, config.b2)
+    elif rule.algorithm == "adafactor":
         parts = (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-        return _as_matrix(optax.chain(*parts), rule, shape)
-    reduction, output = matrix_axes(rule.inputs, len(shape))
-    larger = max(shape[reduction], shape[output])
-    return optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=config.muon_momentum,
-            weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(reduction, output),
-        ),
-        optax.scale(0.2 * math.sqrt(larger)),
-    )
+        tx = _as_matrix(optax.chain(*parts), rule, shape)
+    else:
+        reduction, output = matrix_axes(rule.inputs, len(shape))
+        larger = max(shape[reduction], shape[output])
+        dimensions = optax.contrib.MuonDimensionNumbers(reduction, output)
+        muon = optax.contrib.scale_by_muon(beta=config.muon_momentum, weight_dimension_numbers=dimensions)
+        tx = optax.chain(muon, optax.scale(0.2 * math.sqrt(larger)))
+
+    def update(grad: jax.Array, before: Any, x: jax.Array, acts: jax.Array) -> tuple[jax.Array, Any]:
+        direction, after = tx.update(grad, before, x)
+        return direction, _chosen(acts, after, before)
+
+    return Algorithm(tx.init, update)
+
+
+def _chosen(acts: jax.Array, after: Any, before: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(acts, new, old), after, before)
+
+
+def _adam(config: OptimizerConfig) -> Algorithm:
+    """optax.scale_by_adam, whose direction is made of the state that stays: so XLA reads each old moment once and
+    writes the new one in its place; with optax's, it copies all of them first."""
+    b1, b2 = config.b1, config.b2
+
+    def update(grad: jax.Array, before: optax.ScaleByAdamState, _: Any, acts: jax.Array) -> tuple[jax.Array, Any]:
+        mu, nu = b1 * before.mu + (1 - b1) * grad, b2 * before.nu + (1 - b2) * jnp.square(grad)
+        after = optax.ScaleByAdamState(optax.safe_increment(before.count), mu.astype(before.mu.dtype), nu)
+        after = _chosen(acts, after, before)
+        mean, square = after.mu * (1 / (1 - b1**after.count)), after.nu * (1 / (1 - b2**after.count))
+        return mean / (jnp.sqrt(square) + config.eps), after
+
+    return Algorithm(optax.scale_by_adam(b1, b2, config.eps).init, update)
 
 
 def matrix_axes(inputs: int, ndim: int) -> tuple[int, int]:

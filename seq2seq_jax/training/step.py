@@ -85,7 +85,7 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
 
 def make_train_step(
     model: EncoderDecoder,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     *,
     seed: int,
@@ -105,6 +105,7 @@ def make_train_step(
     and schedules do not go on.
 
     Args:
+      tx: of `optimizer`. Its update is told whether the step is good.
       schedule: of the metric learning_rate; tx has its own.
       dropout_bits: jax's name of the generator of dropout's random bits.
       groups: those of tx; their metrics are given too, and what is not trained takes no part in the gradient's norm.
@@ -133,14 +134,10 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         good, guard = judge(state.guard, loss, norm, skip_above=skip_above, loss_scale=scale_loss)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, good=good)
         params = optax.apply_updates(state.params, updates)
         ema = update_average(state.ema, params, ema_decay)
-        changed = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
+        ema = jax.tree.map(lambda new, old: jnp.where(good, new, old), ema, state.ema)
         metrics = {
             "loss": loss,
             "tokens": tokens,
@@ -152,6 +149,6 @@ def make_train_step(
             **scale,
             **({} if groups is None else groups.metrics(grads, updates, count)),
         }
-        return TrainState(state.step + 1, *changed[:2], guard, changed[2]), metrics
+        return TrainState(state.step + 1, params, opt_state, guard, ema), metrics
 
     return train_step

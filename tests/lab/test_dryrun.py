@@ -109,6 +109,8 @@ def config_of(**values):
         (BERT, {"optimizer": {"freeze": ("encoder",)}}),
         (BERT, {"optimizer": {"freeze": (r".*\.layers",)}, "warm_start": {"tie_encoder_decoder": "embeddings"}}),
         (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
+        (LLAMA, {"remat": "save_attention_out"}),
+        (LLAMA, {"remat": "save_mlp"}),
     ],
 )
 def test_flops_of_the_traced_step(decoder, values):

@@ -70,7 +70,7 @@ def check(name, settings):
         assert all(isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(first)), "on the mesh"
         places = {path: x.sharding for path, x in flatten_dict(first.params, sep="/").items()}
         shapes = {path: x.shape for path, x in flatten_dict(first.params, sep="/").items()}
-        arrays, kept = flatten_dict(first.opt_state[-1].arrays, sep="/"), 0
+        arrays, kept = flatten_dict(first.opt_state.arrays, sep="/"), 0
         for path, held in arrays.items():
             for x in jax.tree.leaves(held):
                 if x.shape == shapes[path]:

@@ -58,9 +58,11 @@ def _seen(gradient, state, params=None):
 
 
 # Its state is the last gradient, so that the step's own program shows it.
-TX = optax.chain(
-    optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), _seen),
-    optax.adamw(1e-2, eps=1e-3),
+TX = optax.with_extra_args_support(
+    optax.chain(
+        optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), _seen),
+        optax.adamw(1e-2, eps=1e-3),
+    )
 )
 
 

@@ -153,7 +153,7 @@ def test_groups_are_unstacked_adamw(pair):
         for name, value in alone(tx, {name: before[name] for name in names}, named).items():
             np.testing.assert_allclose(ours[name], value, rtol=2e-5, atol=1e-7, err_msg=name)
     # Frozen layers inside the stacked array have empty moments.
-    moments = flatten_dict(state[-1].arrays, sep="/")["encoder/layers/stacked/block_0/mlp/up/bias"].mu
+    moments = flatten_dict(state.arrays, sep="/")["encoder/layers/stacked/block_0/mlp/up/bias"].mu
     assert not moments[:2].any() and moments[2:].all()
 
 
@@ -219,7 +219,7 @@ def test_adafactor_factors_attention_kernels_over_all_heads(pair):
         "query": {"kernel": jnp.ones((4, 128, 2, 64))}, "out": {"kernel": jnp.ones((4, 2, 64, 128))}}}}}}}  # fmt: skip
     config = grouped(name="adafactor", groups=())
     state = optimizer(config, assign_groups(config, pair.config, wide, 10)).init(wide)
-    for found in flatten_dict(state[-1].arrays, sep="/").values():
+    for found in flatten_dict(state.arrays, sep="/").values():
         assert found[0].v_row.shape == found[0].v_col.shape == (4, 128), found[0]
 
 
@@ -249,7 +249,7 @@ def test_unfreezing(pair):
     name, before = "encoder.layers.3.mlp.up.bias", by_name(pair.config, params)
     ours, state = trained(config, pair.config, params, grads[:2])
     np.testing.assert_array_equal(ours[name], before[name])
-    adam = state[-1].arrays["encoder"]["layers"]["stacked"]["block_0"]["mlp"]["up"]["bias"]
+    adam = state.arrays["encoder"]["layers"]["stacked"]["block_0"]["mlp"]["up"]["bias"]
     assert not adam.mu[3].any() and not adam.nu[3].any() and list(adam.count) == [2, 2, 2, 0] and adam.mu[:3].all()
     ours, _ = trained(config, pair.config, params, grads)
     rate = float(learning_rate(OptimizerConfig(learning_rate=1e-2), 10)(2))

@@ -147,7 +147,7 @@ def batches(n):
 
 
 def test_step_learns_compiles_once_and_repeats(pair):
-    tx = optax.adamw(1e-2)
+    tx = optax.with_extra_args_support(optax.adamw(1e-2))
     step = jax.jit(make_train_step(pair.model, tx, optax.constant_schedule(1e-2), seed=3))
     batch = next(batches(1))
 
