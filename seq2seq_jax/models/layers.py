@@ -21,7 +21,7 @@ Dtype = Any
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 2**-0.5)),  # as torch; jax's takes erfc, which costs more
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -121,10 +121,10 @@ class Projection(Part):
             kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
             y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
         else:
-            # As matrices: of a kernel with more axes XLA's CPU makes a transposed copy for the backward pass.
-            kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes)
-            kernel, lead = kernel.reshape(math.prod(self.inputs), -1), x.shape[: x.ndim - n]
-            y = (x.reshape(*lead, -1) @ kernel).reshape(*lead, *self.outputs)
+            # As matrices: of arrays with more axes XLA's CPU makes transposed copies for the backward pass.
+            size = math.prod(self.inputs)
+            kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes).reshape(size, -1)
+            y = (x.reshape(-1, size) @ kernel).reshape(*x.shape[: x.ndim - n], *self.outputs)
         if self.bias:
             # A bias has no long axis, so nothing is gained by splitting the embedding axis of one.
             axes = tuple("norm" if axis == "embed" else axis for axis in self.axes[n:])

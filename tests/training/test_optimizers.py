@@ -214,6 +214,17 @@ def test_algorithms_are_their_unstacked_runs(pair, name):
             np.testing.assert_allclose(ours[key], value, rtol=1e-4, atol=2e-6, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_a_step_that_is_not_good_changes_nothing(pair, name):
+    params = part(pair.params, "encoder/.*mlp/up/")
+    tx = optimizer(grouped(name=name, groups=()), assign_groups(grouped(name=name, groups=()), pair.config, params, 10))
+    wrong, right = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params), jax.tree.map(jnp.ones_like, params)
+    _, before = jax.jit(tx.update)(right, tx.init(params), params)
+    updates, after = jax.jit(tx.update)(wrong, before, params, good=jnp.asarray(False))
+    assert not any(np.any(x) for x in jax.tree.leaves(updates))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_adafactor_factors_attention_kernels_over_all_heads(pair):
     wide = {"encoder": {"layers": {"stacked": {"block_0": {"self_attention": {
         "query": {"kernel": jnp.ones((4, 128, 2, 64))}, "out": {"kernel": jnp.ones((4, 2, 64, 128))}}}}}}}  # fmt: skip
