@@ -21,7 +21,7 @@ Dtype = Any
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 2**-0.5)),  # as torch; jax's takes erfc, which costs more
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # as torch; jax's takes erfc, which costs more
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),

@@ -41,6 +41,7 @@ class Encoded:
         return sources, targets
 
 
+@pytest.mark.slow
 def test_measure(tmp_path, monkeypatch):
     """The whole way: a process that trains on the shapes of each plan."""
     ways = {"padded": {}, "packed": {"packing": True}}

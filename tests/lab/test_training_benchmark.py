@@ -75,6 +75,7 @@ def test_table(monkeypatch):
     assert training.as_json(ours, [ours, result("torch", 1.5)])["reference_seconds"] == 1.5
 
 
+@pytest.mark.slow
 def test_ours(tmp_path, monkeypatch):
     """The whole way: a checkpoint is written, a process of its own trains it, the loss falls."""
     monkeypatch.setitem(SIZES, "tiny", Size(1, 16, 2, 32, vocab=1200, positions=16))

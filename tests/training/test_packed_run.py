@@ -30,6 +30,7 @@ def run(work, name, stop_at=None, **batch):
     return work / name
 
 
+@pytest.mark.slow
 def test_packed_run_is_the_unpacked_one(work, capsys):
     """Where a batch holds all examples, each step's loss says so."""
     apart = run(work, "apart", size=40)
