@@ -27,7 +27,7 @@ SHRINK = 4
 # Between looks at the clock, or calls of a callback, so many tokens.
 TICK = 8
 # Source tokens that a CPU encodes at a time: enough for its matrix products.
-CPU_TOKENS = 512
+CPU_TOKENS = 2048
 # YNNPACK for reductions (softmax) only.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
