@@ -15,9 +15,7 @@ from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
 from seq2seq_jax.lab.peers.processes import Peer
 from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
-from seq2seq_jax.lab.side_by_side import Options, Rates, in_turn, rates_of
-
-REFERENCE = "torch"  # what times and outputs are compared with
+from seq2seq_jax.lab.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
 
 
 class Row(NamedTuple):
@@ -257,7 +255,7 @@ HEADER = (
 def table(results: Sequence[Result]) -> str:
     """Markdown: a line for each result, then what the columns mean and what a token costs as they get more."""
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    lines += [f"| {' | '.join(_cells(r, _reference(r, results)))} |" for r in results]
+    lines += [f"| {' | '.join(_cells(r, reference_of(r, results)))} |" for r in results]
     lines += [
         "",
         "seconds: of a whole call, median; compile s: the first call less that; peak MB: of the process on a CPU, on"
@@ -270,10 +268,6 @@ def table(results: Sequence[Result]) -> str:
 def _since_start(results: Sequence[Result]) -> str:
     names = dict.fromkeys(r.system for r in results if r.peak_since == "start")
     return f" (the highest since the start, not of this row alone: {', '.join(names)})" if names else ""
-
-
-def _reference(result: Result, results: Sequence[Result]) -> Result | None:
-    return next((r for r in results if r.system == REFERENCE and r.row == result.row), None)
 
 
 def equal_outputs(result: Result, reference: Result | None) -> int | None:
@@ -319,20 +313,6 @@ def growth(results: Sequence[Result]) -> list[str]:
 
 
 def as_json(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """One line of --output: the row's fields, the figures, and what they were measured with."""
-    reference = _reference(result, results)
-    return {
-        "system": result.system,
-        **result.row._asdict(),
-        "seconds": result.seconds,
-        "times": list(result.times),
-        "first": result.first,
-        "tokens": result.tokens,
-        "peak": result.peak,
-        "peak_since": result.peak_since,
-        "floor": result.floor,
-        "rates": result.rates and result.rates._asdict(),
-        "reference_seconds": reference and reference.seconds,
-        "equal_outputs": equal_outputs(result, reference),
-        "versions": dict(result.versions),
-    }
+    """One line of --output."""
+    reference = reference_of(result, results)
+    return {**figures(result, reference), "tokens": result.tokens, "equal_outputs": equal_outputs(result, reference)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from seq2seq_jax.config.validation import check
 from seq2seq_jax.lab.peers.processes import Peer, say
 from seq2seq_jax.lab.peers.systems import DTYPES, SYSTEMS
 
+REFERENCE = "torch"  # what times, and outputs, are compared with
 # Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.
 RATE_WIDTHS = {"cpu": 2048, "gpu": 8192}
 
@@ -77,6 +78,28 @@ def rates_of(peers: Mapping[str, Peer], device: str) -> Rates | None:
     found = ours.ask({"kind": "rates", "width": RATE_WIDTHS[device]})
     say(f"{found['chip']}: {found['flops'] / 1e9:.0f} GFLOP/s, {found['bandwidth'] / 1e9:.1f} GB/s")
     return Rates(found["flops"], found["bandwidth"])
+
+
+def reference_of(result: Any, results: Sequence[Any]) -> Any | None:
+    """The `REFERENCE`'s result on the same row, if it is among `results`."""
+    return next((r for r in results if r.system == REFERENCE and r.row == result.row), None)
+
+
+def figures(result: Any, reference: Any | None) -> dict[str, Any]:
+    """What every line of --output has: the row's fields, times, memory, and what they were measured with."""
+    return {
+        "system": result.system,
+        **result.row._asdict(),
+        "seconds": result.seconds,
+        "times": list(result.times),
+        "first": result.first,
+        "peak": result.peak,
+        "peak_since": result.peak_since,
+        "floor": result.floor,
+        "rates": result.rates and result.rates._asdict(),
+        "reference_seconds": reference and reference.seconds,
+        "versions": dict(result.versions),
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -13,11 +13,10 @@ from seq2seq_jax.config import EncoderDecoderConfig, nearest
 from seq2seq_jax.config.validation import check
 from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
-from seq2seq_jax.lab.side_by_side import Options, Rates, in_turn, rates_of
+from seq2seq_jax.lab.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.training.flops import useful_flops
 
-REFERENCE = "torch"  # what times are compared with
 LEARNING_RATE = 5e-5
 KINDS = ("headline", "cost", "all")
 
@@ -156,7 +155,7 @@ HEADER = (
 def table(results: Sequence[Result]) -> str:
     """Markdown: a line for each result, then what the columns mean."""
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
-    lines += [f"| {' | '.join(_cells(r, _reference(r, results)))} |" for r in results]
+    lines += [f"| {' | '.join(_cells(r, reference_of(r, results)))} |" for r in results]
     return "\n".join([
         *lines,
         "",
@@ -164,10 +163,6 @@ def table(results: Sequence[Result]) -> str:
         " a large product's rate, measured in the same run; peak MB: of the process on a CPU, on the device on a GPU;"
         " compile s: the first step less the others; floor: the products at the large one's rate.",
     ])  # fmt: skip
-
-
-def _reference(result: Result, results: Sequence[Result]) -> Result | None:
-    return next((r for r in results if r.system == REFERENCE and r.row == result.row), None)
 
 
 def _cells(result: Result, reference: Result | None) -> list[str]:
@@ -189,19 +184,6 @@ def _cells(result: Result, reference: Result | None) -> list[str]:
 
 
 def as_json(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """One line of --output: the row's fields, the figures, and what they were measured with."""
-    reference = _reference(result, results)
-    return {
-        "system": result.system,
-        **result.row._asdict(),
-        "seconds": result.seconds,
-        "times": list(result.times),
-        "first": result.first,
-        "losses": list(result.losses),
-        "peak": result.peak,
-        "peak_since": result.peak_since,
-        "floor": result.floor,
-        "rates": result.rates and result.rates._asdict(),
-        "reference_seconds": reference and reference.seconds,
-        "versions": dict(result.versions),
-    }
+    """One line of --output."""
+    reference = reference_of(result, results)
+    return {**figures(result, reference), "losses": list(result.losses)}

@@ -74,8 +74,8 @@ def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransfor
 
 
 class Algorithm(NamedTuple):
-    """init: of optax. update: (gradient, state, array, acts) -> (direction, state); where acts, a bool scalar, is
-    false, the state stays and the direction means nothing."""
+    """One layer's. init: of optax. update: (gradient, state, array, acts) -> (direction, state), gradient and direction
+    of the array's shape; where acts, a bool scalar, is false, the state stays and the direction means nothing."""
 
     init: Callable
     update: Callable

@@ -105,7 +105,8 @@ def make_train_step(
     and schedules do not go on.
 
     Args:
-      tx: of `optimizer`. Its update is told whether the step is good.
+      tx: of `optimizer`. Its update is told whether the step is `good`, and stands still where it is not; another's
+        (optax.with_extra_args_support) would go on.
       schedule: of the metric learning_rate; tx has its own.
       dropout_bits: jax's name of the generator of dropout's random bits.
       groups: those of tx; their metrics are given too, and what is not trained takes no part in the gradient's norm.

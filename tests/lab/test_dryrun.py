@@ -14,8 +14,9 @@ import pytest
 from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.lab import dryrun, dryrun_chips
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program
+from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.training.flops import RECOMPUTED, step_flops
 from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
 
@@ -126,6 +127,10 @@ def test_flops_of_the_traced_step(decoder, values):
     flops = step_flops(training.model, training.frozen, 8, 16, 8)
     assert counted == pytest.approx(flops.done, rel=0.02)
     assert (flops.done > flops.useful) == ("remat" in values)
+
+
+def test_every_remat_policy_has_its_flops():
+    assert set(RECOMPUTED) == {"none", *REMAT_POLICIES}
 
 
 def compiled(function, *shapes):
