@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,6 +31,38 @@ TICK = 8
 CPU_TOKENS = 2048
 # YNNPACK for reductions (softmax) only.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search to run: model and parameters in decoding form, token_type_ids int32 [batch, source] or None, prompt
+    int32 [batch, p]; see `decoding/loop.py` for the rest.
+    """
+
+    model: EncoderDecoder
+    strategy: Strategy
+    params: Any
+    source: Source
+    token_type_ids: Any
+    prompt: np.ndarray
+    rules: Rules
+
+    @property
+    def largest(self) -> int:
+        """The greatest capacity that the cache may need."""
+        return room(self.strategy, int(self.rules.max_length))
+
+    @property
+    def first(self) -> int:
+        """The capacity that the cache begins with."""
+        return min(FIRST, self.largest) if self.prompt.shape[1] < FIRST else self.largest
+
+    def start_arguments(self) -> tuple:
+        inputs = (self.source, self.token_type_ids, self.prompt, self.rules)
+        return (self.model, self.strategy, self.first, self.params, *inputs)
+
+    def advance_arguments(self, carry: Carry, rules: Rules, until: int, leave: int) -> tuple:
+        return (self.model, self.strategy, self.params, carry, rules, np.int32(until), np.int32(leave))
 
 
 def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> loop.Step:
@@ -54,20 +87,28 @@ def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_id
     return states.reshape(batch, *states.shape[2:])
 
 
-def jitted(function: Callable, **options: Any) -> Callable:
+class jitted:
     """jax.jit for `start`, whose products are large: on a CPU those of float32 are Eigen's, which are quicker there
     than YNNPACK's; those of int8 are not."""
 
-    @functools.cache
-    def compiled(eigen: bool):
-        return jax.jit(function, compiler_options=CPU_OPTIONS if eigen else None, **options)
+    def __init__(self, function: Callable, **options: Any):
+        functools.update_wrapper(self, function)
+        self._by_eigen = {
+            eigen: jax.jit(function, compiler_options=CPU_OPTIONS if eigen else None, **options)
+            for eigen in (False, True)
+        }
 
-    @functools.wraps(function)
-    def call(model, *arguments):
-        return compiled(jax.default_backend() == "cpu" and not model.int8)(model, *arguments)
+    def _chosen(self, model: EncoderDecoder) -> Callable:
+        return self._by_eigen[jax.default_backend() == "cpu" and not model.int8]
 
-    call._cache_size = lambda: sum(compiled(eigen)._cache_size() for eigen in (False, True))
-    return call
+    def __call__(self, model: EncoderDecoder, *arguments: Any) -> Any:
+        return self._chosen(model)(model, *arguments)
+
+    def lower(self, model: EncoderDecoder, *arguments: Any) -> jax.stages.Lowered:
+        return self._chosen(model).lower(model, *arguments)
+
+    def _cache_size(self) -> int:
+        return sum(function._cache_size() for function in self._by_eigen.values())
 
 
 @functools.partial(jitted, static_argnames=("model", "strategy", "capacity"))
@@ -103,16 +144,21 @@ def room(strategy: Strategy, needed: int) -> int:
     return -(-(needed + strategy.ahead) // BUCKET) * BUCKET
 
 
+def compile_search(search: Search) -> None:
+    """Compiles what `decode` runs first; it finds the programs in jax's own cache then."""
+    lowered = start.lower(*search.start_arguments())
+    compiled = lowered.compile()
+    if jax.sharding.get_abstract_mesh().empty:
+        carry = lowered.out_info
+    else:
+        described = lambda info, sharding: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding)
+        carry = jax.tree.map(described, lowered.out_info, compiled.output_shardings)
+    advance.lower(*search.advance_arguments(carry, search.rules, 0, 0)).compile()
+
+
 def decode(
-    model: EncoderDecoder,
-    strategy: Strategy,
-    params: Any,
-    source: Source,
-    token_type_ids: Any,
-    prompt: np.ndarray,
-    rules: Rules,
+    search: Search,
     *,
-    needed: int,
     compact: bool = False,
     max_time: float | None = None,
     callback: Callable[[np.ndarray, int], None] | None = None,
@@ -120,18 +166,15 @@ def decode(
     """A whole search; results of every row, [batch, n, ...], on the host.
 
     Args:
-      model, params: in decoding form.
-      needed: tokens that there must be room for.
       compact: rows that are done leave. Worth it where many batches of a shape are decoded: more shapes are compiled.
       max_time: seconds; then every row ends with the next token.
       callback: is given the sequences [batch, n, capacity] so far and how many of their tokens count.
     """
-    begin, batch = time.monotonic(), prompt.shape[0]
-    largest = room(strategy, needed)
-    capacity = min(FIRST, largest) if prompt.shape[1] < FIRST else largest
-    carry = start(model, strategy, capacity, params, source, token_type_ids, prompt, rules)
+    begin, (batch, prompt_length) = time.monotonic(), search.prompt.shape
+    strategy, rules, largest, capacity = search.strategy, search.rules, search.largest, search.first
+    carry = start(*search.start_arguments())
     rows, results = np.arange(batch), Results(batch)
-    ticking, length = max_time is not None or callback is not None, prompt.shape[1] + 1
+    ticking, length = max_time is not None or callback is not None, prompt_length + 1
     while True:
         if callback is not None:
             callback(to_host(carry.state.sequences), length)
@@ -140,7 +183,7 @@ def decode(
         until = capacity - strategy.ahead
         until = min(until, length + TICK) if ticking else until
         leave = len(rows) // SHRINK if compact else 0
-        carry, status = advance(model, strategy, params, carry, rules, np.int32(until), np.int32(leave))
+        carry, status = advance(*search.advance_arguments(carry, rules, until, leave))
         length, opened, running = int(status[0]), to_host(status[1]), bool(status[2])
         if not running:
             break

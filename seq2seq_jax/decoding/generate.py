@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -92,6 +93,48 @@ def generate(
       ValueError: naming the argument at fault and what to give.
     """
     settings = (generation_config or GenerationConfig()).replace(**overrides)
+    given = {"processors": processors, "criteria": criteria, "tokenizer": tokenizer, "allowed": allowed, "rng": rng}
+    _check(settings, rng, callback, model.config)
+    search = _search(model, params, input_ids, attention_mask, decoder_input_ids, token_type_ids, settings, **given)
+    compact = compact and not search.strategy.kept
+    decoded = engine.decode(search, compact=compact, max_time=settings.max_time, callback=callback)
+    return _cropped(decoded, search.prompt.shape[1], settings, model.config.decoder.vocab_size)
+
+
+def compile_generate(
+    model: EncoderDecoder,
+    params: Mapping[str, Any],
+    shape: tuple[int, int],
+    generation_config: GenerationConfig | None = None,
+    *,
+    rng: jax.Array | None = None,
+    **given: Any,
+) -> None:
+    """Compiles what `generate` runs for input_ids of `shape` [batch, source] and these settings, and runs nothing.
+
+    Threads may do it for shapes to come. A cache that has to grow, and a batch that rows leave, compile when they do.
+
+    Args:
+      given: processors, criteria, tokenizer and allowed of the call, if it has them.
+    """
+    settings, ids = generation_config or GenerationConfig(), np.zeros(shape, np.int32)
+    _check(settings, rng, None, model.config)
+    engine.compile_search(_search(model, params, ids, None, None, None, settings, rng=rng, **given))
+
+
+def _search(
+    model: EncoderDecoder,
+    params: Mapping[str, Any],
+    input_ids: Any,
+    attention_mask: Any,
+    decoder_input_ids: Any,
+    token_type_ids: Any,
+    settings: GenerationConfig,
+    *,
+    processors: Sequence[Processor] = (),
+    **given: Any,
+) -> engine.Search:
+    """What the engine runs, of checked arguments."""
     ids, config = np.asarray(input_ids), model.config
     if ids.ndim != 2 or ids.size == 0:
         raise ValueError(f"input_ids has shape {list(ids.shape)}; give [batch, source] with at least one token")
@@ -99,25 +142,15 @@ def generate(
     start, _, _ = _tokens(settings, config)
     mask = _mask(ids, attention_mask)
     prompt = _prompt(decoder_input_ids, ids.shape[0], start, config.decoder.vocab_size)
-    _check(settings, rng, callback, config)
-    given = {"custom": processors, "criteria": criteria, "tokenizer": tokenizer, "allowed": allowed, "rng": rng}
-    rules = rules_of(settings, config, prompt.shape[1], ids.shape[1], **given)
-    strategy = strategy_of(settings)
-    types = None if token_type_ids is None else np.asarray(token_type_ids, np.int32)
-    decoded = engine.decode(
+    return engine.Search(
         model.for_decoding(),
-        strategy,
+        strategy_of(settings),
         decoding_params(model, params),
         Source(ids.astype(np.int32), mask, np.arange(len(ids), dtype=np.int32)),
-        types,
+        None if token_type_ids is None else np.asarray(token_type_ids, np.int32),
         prompt,
-        rules,
-        needed=int(rules.max_length),
-        compact=compact and not strategy.kept,
-        max_time=settings.max_time,
-        callback=callback,
+        rules_of(settings, config, prompt.shape[1], ids.shape[1], custom=processors, **given),
     )
-    return _cropped(decoded, prompt.shape[1], settings, config.decoder.vocab_size)
 
 
 def strategy_of(settings: GenerationConfig) -> Strategy:
@@ -326,6 +359,7 @@ def _check(settings: GenerationConfig, rng: jax.Array | None, callback: Callable
 
 # The decoding form of the parameters used last: (model, weak references to the leaves, the tree).
 _latest: list[tuple[Any, list[weakref.ref], dict]] = []
+_lock = threading.RLock()
 
 
 def decoding_params(model: EncoderDecoder, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,12 +367,13 @@ def decoding_params(model: EncoderDecoder, params: Mapping[str, Any]) -> dict[st
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return model.decoding_params(params)
-    if _latest:
-        known, references, tree = _latest[0]
-        same = known == model and len(references) == len(leaves)
-        if same and all(reference() is leaf for reference, leaf in zip(references, leaves)):
-            return tree
-    tree = model.decoding_params(params)
-    # Arrays that both forms share would keep each other alive; one that only the stored form has tells its end.
-    _latest[:] = [(model, [weakref.ref(leaf, lambda _, latest=_latest: latest.clear()) for leaf in leaves], tree)]
-    return tree
+    with _lock:
+        if _latest:
+            known, references, tree = _latest[0]
+            same = known == model and len(references) == len(leaves)
+            if same and all(reference() is leaf for reference, leaf in zip(references, leaves)):
+                return tree
+        tree = model.decoding_params(params)
+        # Arrays that both forms share would keep each other alive; one that only the stored form has tells its end.
+        _latest[:] = [(model, [weakref.ref(leaf, lambda _, latest=_latest: latest.clear()) for leaf in leaves], tree)]
+        return tree

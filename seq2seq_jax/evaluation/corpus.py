@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -194,18 +197,46 @@ def decode_rows(
     generation = pretrained.generation_config.replace(**settings)
     out: list[Decoded | None] = [None] * len(ids)
     plan = plan_batches([len(row) for row in ids], pretrained.config, batch_size, batch_tokens)
-    for number, batch in enumerate(plan):
-        rows = [ids[i] for i in batch.texts]
-        rows += rows[:1] * (batch.rows - len(rows))
-        input_ids, mask = pad(rows, source_pad_id, length=batch.width)
-        key = None if rng is None else jax.random.fold_in(rng, number)
-        options = {"rng": key, "tokenizer": target_tokenizer, "compact": compact}
-        arrays = _decode_batch(pretrained, input_ids, mask, generation, options, scores)
-        decoded = [_decoded(target_tokenizer, *(a[i] for a in arrays)) for i in range(len(batch.texts))]
-        for i, each in zip(batch.texts, decoded):
-            out[i] = each
-        count(decoded)
+    shapes = dict.fromkeys((batch.rows, batch.width) for batch in plan)
+    compile_shape = lambda shape: pretrained.compile_generate(shape, generation, rng=rng, tokenizer=target_tokenizer)
+    with compiled_ahead(compile_shape, shapes) as wait:
+        for number, batch in enumerate(plan):
+            rows = [ids[i] for i in batch.texts]
+            rows += rows[:1] * (batch.rows - len(rows))
+            input_ids, mask = pad(rows, source_pad_id, length=batch.width)
+            key = None if rng is None else jax.random.fold_in(rng, number)
+            options = {"rng": key, "tokenizer": target_tokenizer, "compact": compact}
+            wait((batch.rows, batch.width))
+            arrays = _decode_batch(pretrained, input_ids, mask, generation, options, scores)
+            decoded = [_decoded(target_tokenizer, *(a[i] for a in arrays)) for i in range(len(batch.texts))]
+            for i, each in zip(batch.texts, decoded):
+                out[i] = each
+            count(decoded)
     return out
+
+
+@contextmanager
+def compiled_ahead(
+    compile_shape: Callable[[tuple[int, int]], None], shapes: Iterable[tuple[int, int]]
+) -> Iterator[Callable[[tuple[int, int]], None]]:
+    """Compiles for shapes [rows, width] on other threads, in their order, while batches are decoded.
+
+    Gives a function that waits until a shape is compiled, and raises what its compilation raised.
+    """
+    mesh = jax.sharding.get_mesh()
+
+    def within(shape: tuple[int, int]) -> None:
+        with nullcontext() if mesh.empty else jax.set_mesh(mesh):  # a thread begins without one
+            compile_shape(shape)
+
+    # Processes that run together have to compile in one order.
+    workers = 1 if jax.process_count() > 1 else max(1, (os.cpu_count() or 1) - 1)
+    with ThreadPoolExecutor(min(workers, 8), thread_name_prefix="compile") as pool:
+        pending: dict[tuple[int, int], Future] = {shape: pool.submit(within, shape) for shape in shapes}
+        try:
+            yield lambda shape: pending[shape].result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _decode_batch(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
-from seq2seq_jax.decoding.generate import GenerateOutput, generate
+from seq2seq_jax.decoding.generate import GenerateOutput, compile_generate, generate
 from seq2seq_jax.families import registry
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
@@ -59,6 +59,11 @@ class Pretrained:
         """`seq2seq_jax.generate` with this pair's model, parameters and generation_config."""
         settings = self.generation_config if generation_config is None else generation_config
         return generate(self.model, self.params, input_ids, attention_mask, settings, **options)
+
+    def compile_generate(self, shape: tuple[int, int], generation_config=None, **options) -> None:
+        """`seq2seq_jax.decoding.generate.compile_generate` with the same."""
+        settings = self.generation_config if generation_config is None else generation_config
+        compile_generate(self.model, self.params, shape, settings, **options)
 
     def replace(self, **changes: Any) -> Pretrained:
         """A copy with fields replaced, such as `params` after training."""

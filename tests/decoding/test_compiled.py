@@ -128,3 +128,19 @@ def test_parameters_are_unstacked_once(pair, monkeypatch):
     generate(pair.model, params, np.array([[3, 4]]), max_length=4)
     del params
     assert not generation._latest, "the copy outlives the parameters that it was made of"
+
+
+@pytest.mark.parametrize("way", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_what_was_compiled_ahead_is_not_compiled_again(pair, way, caplog):
+    rng = jax.random.key(0) if way.get("do_sample") else None
+    settings = pair.generation_config.replace(max_length=12, **way)
+
+    def compiled(run):
+        caplog.clear()
+        with jax.log_compiles(True):
+            run()
+        return re.findall(r"Finished XLA compilation of jit\((start|advance)\)", caplog.text)
+
+    ids = np.full((3, 7), 5)
+    assert compiled(lambda: pair.compile_generate(ids.shape, settings, rng=rng)) == ["start", "advance"]
+    assert compiled(lambda: pair.generate(ids, None, settings, rng=rng)) == []

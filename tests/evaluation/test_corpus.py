@@ -23,11 +23,15 @@ class Echo:
     """Writes each source `copies` times, with an end token, and remembers what it was asked for."""
 
     def __init__(self, copies=1):
-        self.config, self.copies, self.calls, self.keys = config(), copies, [], []
+        self.config, self.copies, self.calls, self.keys, self.compiled = config(), copies, [], [], []
         self.model = SimpleNamespace(config=self.config)
         self.generation_config = GenerationConfig()
 
+    def compile_generate(self, shape, generation, rng, tokenizer):
+        self.compiled.append(shape)
+
     def generate(self, input_ids, mask, generation, rng, tokenizer, compact):
+        assert input_ids.shape in self.compiled
         self.calls.append((input_ids.shape, mask.sum(axis=1).tolist()))
         self.keys.append(rng)
         assert isinstance(tokenizer, Numbers), "needed with stop_strings"
@@ -123,3 +127,23 @@ def test_meter():
     decode_ids(Echo(), [[5, 6]] * 3, Numbers(), PAD)
     meter(decode_rows(Echo(), [[5, 6]] * 3, Numbers(), PAD, batch_size=3))
     assert shown["count"] == 3 and float(shown["rate"]) > 0 and bar.n == bar.initial == 7
+
+
+def test_shapes_are_compiled_ahead_once():
+    pair = Echo()
+    decode_ids(pair, [[5] * n for n in (3, 40, 41, 60, 70, 4, 5, 6)], Numbers(), PAD, batch_size=2)
+    assert pair.compiled == list(dict.fromkeys(shape for shape, _ in pair.calls))
+    assert len(pair.calls) > len(pair.compiled) > 1
+
+
+def test_what_a_compilation_raises_is_raised():
+    class Broken(Echo):
+        def compile_generate(self, shape, generation, rng, tokenizer):
+            if shape[1] == 32:
+                raise ValueError("no room for 32")
+            super().compile_generate(shape, generation, rng, tokenizer)
+
+    pair = Broken()
+    with pytest.raises(ValueError, match="no room for 32"):
+        decode_ids(pair, [[5] * 40, [5]], Numbers(), PAD, batch_size=1)
+    assert len(pair.calls) == 1, "the shape before it was decoded"
