@@ -100,6 +100,7 @@ def begin(work, output, *more, program=("scripts/generate.py",)):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_continued_by_two_processes(work, trained, texts):
     output = work / "out.txt"
     killed = begin(work, output, program=("-c", KILLED))

@@ -135,6 +135,7 @@ def test_peer_that_ends():
         Peer("nobody", environment("ours", None), "harness.py", {"device": "cpu"})
 
 
+@pytest.mark.slow
 def test_ours(tmp_path, monkeypatch):
     """The whole way: a checkpoint is written, a process of its own decodes it, all tokens are there."""
     monkeypatch.setitem(SIZES, "tiny", Size(1, 16, 2, 32, vocab=1200, positions=16))

@@ -127,6 +127,7 @@ def test_second_interrupt_breaks_off(work, monkeypatch):
     assert open_store(work / "broken", "loss").latest() is None
 
 
+@pytest.mark.slow
 def test_evaluation_that_a_signal_put_off(work, whole, monkeypatch):
     """The run that goes on makes up for it, in the middle and at the end, and exports the best."""
     run, config = work / "late", toy.config(work, evaluation={"every": 3, "best": "loss"})

@@ -52,44 +52,66 @@ def bert(tmp_path_factory):
     return alone
 
 
-def test_train_generate_convert(bert, tmp_path):
+@pytest.fixture(scope="module")
+def trained(bert, tmp_path_factory):
+    """The workdir of a short run by the script, and what it printed."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
     code, out, err = run(
-        "scripts/train.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}",
+        "scripts/train.py", "--config=configs/quickstart.py", f"--workdir={workdir}",
         f"--config.encoder={bert}", f"--config.decoder={bert}", "--config.num_steps=4", "--config.log_every=2",
         "--config.batch.size=4", "--config.data.train_limit=20", "--config.data.validation_limit=3",
     )  # fmt: skip
     assert code == 0, err
-    assert (
-        "initialised (identity)" in out
-        and "rouge1 " in out
-        and "scripts/generate.py --model=" in out
-        and "step 0: loss" in out
-    )
-    assert "loss=" in err, "the progress bar"
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 2, 4, 4] and all(
-        np.isfinite(line["train/loss"]) for line in lines[1:3]
-    )
-    assert (tmp_path / "run" / "samples.txt").read_text().count("reference: ") == 6
-    export = tmp_path / "run" / "pretrained"
-    code, out, err = run("scripts/evaluate.py", f"--model={tmp_path / 'run'}", "--data=debian-synopsis:validation",
-                         "--limit=3", f"--output={tmp_path / 'scored'}")  # fmt: skip
-    assert code == 0, err
-    scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
-    assert scores["loss"] == pytest.approx(lines[-1]["eval/loss"], rel=1e-5) and "bleu " in out
-    assert len((tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()) == 3
-    assert from_pretrained(export).generation_config.num_beams == 4
+    return workdir, out, err
 
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_train(trained):
+    workdir, out, err = trained
+    for told in ("initialised (identity)", "rouge1 ", "scripts/generate.py --model=", "step 0: loss"):
+        assert told in out
+    assert "loss=" in err, "the progress bar"
+    lines = metrics(workdir)
+    assert [line["step"] for line in lines] == [0, 2, 4, 4]
+    assert all(np.isfinite(line["train/loss"]) for line in lines[1:3])
+    assert (workdir / "samples.txt").read_text().count("reference: ") == 6
+    assert from_pretrained(workdir / "pretrained").generation_config.num_beams == 4
+
+
+def test_generate(trained, tmp_path):
     (tmp_path / "in.txt").write_text("A small library.\n\nA large game.\n")
-    code, out, err = run("scripts/generate.py", f"--model={export}", f"--input={tmp_path / 'in.txt'}",
-                         f"--output={tmp_path / 'out.txt'}", "--set=num_beams=2", "--set=max_new_tokens=3")  # fmt: skip
+    code, _, err = run("scripts/generate.py", f"--model={trained[0]}", f"--input={tmp_path / 'in.txt'}",
+                       f"--output={tmp_path / 'out.txt'}", "--set=num_beams=2", "--set=max_new_tokens=3")  # fmt: skip
     assert code == 0, err
     from_file = (tmp_path / "out.txt").read_text().splitlines()
     assert len(from_file) == 3
-    code, out, err = run("scripts/generate.py", f"--model={export}", "--set=num_beams=2", "--set=max_new_tokens=3",
-                         input="A small library.\n")  # fmt: skip
-    assert code == 0 and out.splitlines() == from_file[:1], err
 
+
+@pytest.mark.slow
+def test_generate_from_standard_input(trained):
+    settings = (f"--model={trained[0] / 'pretrained'}", "--set=num_beams=2", "--set=max_new_tokens=3")
+    text = "A small library."
+    code, out, err = run("scripts/generate.py", *settings, input=text + "\n")
+    assert code == 0 and len(out.splitlines()) == 1, err
+    assert run("scripts/generate.py", *settings, f"--text={text}")[1] == out
+
+
+@pytest.mark.slow
+def test_evaluate(trained, tmp_path):
+    code, out, err = run("scripts/evaluate.py", f"--model={trained[0]}", "--data=debian-synopsis:validation",
+                         "--limit=3", f"--output={tmp_path / 'scored'}")  # fmt: skip
+    assert code == 0, err
+    scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
+    assert scores["loss"] == pytest.approx(metrics(trained[0])[-1]["eval/loss"], rel=1e-5) and "bleu " in out
+    assert len((tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_convert_there_and_back(trained, tmp_path):
+    export = trained[0] / "pretrained"
     for source, target, to in (
         (export, tmp_path / "orbax", "orbax"),
         (tmp_path / "orbax", tmp_path / "torch", "torch"),
@@ -98,6 +120,9 @@ def test_train_generate_convert(bert, tmp_path):
         assert code == 0 and "copied" in out, err
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "torch" / name).read_bytes() == (export / name).read_bytes(), name
+
+
+def test_convert_two_halves(bert, tmp_path):
     code, out, err = run(
         "scripts/convert.py", f"--encoder={bert}", f"--decoder={bert}", f"--output={tmp_path / 'made'}",
         "--set=decoder_num_hidden_layers=1", "--cross_attention_init=identity",
