@@ -126,16 +126,23 @@ def start(
 
 def run(strategy: Strategy, step: Step, carry: Carry, rules: Rules, until: jax.Array, leave: jax.Array) -> Carry:
     """Goes on while the search runs, the sequences are shorter than `until`, and more than `leave` rows are open."""
+    # One row is carried without its axis: XLA drops that from the attention's products, and would write the new keys
+    # and values to both forms of the cache, of which it copies one.
+    one = carry.source.ids.shape[0] == 1
+    packed = lambda cache: jax.tree.map(lambda a: a[0] if one and a.ndim else a, cache)
+    unpacked = lambda cache: jax.tree.map(lambda a: a[None] if one and a.ndim else a, cache)
 
     def body(carry: Carry) -> Carry:
-        out, cache = step(strategy.tokens(carry.state, carry.source), carry.cache)
-        return Carry(*strategy.advance(carry.state, out, cache, carry.source, rules), carry.source)
+        out, cache = step(strategy.tokens(carry.state, carry.source), unpacked(carry.cache))
+        state, cache = strategy.advance(carry.state, out, cache, carry.source, rules)
+        return Carry(state, packed(cache), carry.source)
 
     def go_on(carry: Carry) -> jax.Array:
         more = strategy.running(carry.state, rules) & (carry.state.length < until)
         return more & (jnp.sum(strategy.open_rows(carry.state)) > leave)
 
-    return jax.lax.while_loop(go_on, body, carry)
+    carry = jax.lax.while_loop(go_on, body, carry.replace(cache=packed(carry.cache)))
+    return carry.replace(cache=unpacked(carry.cache))
 
 
 def take(array: jax.Array, slots: jax.Array) -> jax.Array:

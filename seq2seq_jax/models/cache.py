@@ -93,7 +93,11 @@ class Cache:
             return new.reshape(batch, heads, -1, dim)
 
         def replaced(stores, new, place):
-            new = jax.lax.dynamic_update_slice(stores[layer], new.astype(stores[layer].dtype), place)
+            old, new = stores[layer], new.astype(stores[layer].dtype)
+            if batch == 1:  # without its axis, as `loop.run` carries it and the attention reads it: no copies between
+                new = jax.lax.dynamic_update_slice(old[0], new[0], place[1:])[None]
+            else:
+                new = jax.lax.dynamic_update_slice(old, new, place)
             return (*stores[:layer], new, *stores[layer + 1 :])
 
         at = self.index * self.num_beams

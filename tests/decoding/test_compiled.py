@@ -12,6 +12,7 @@ from seq2seq_jax.decoding import generate as generation
 from seq2seq_jax.decoding.generate import generate
 from seq2seq_jax.decoding.loop import Rules, Source
 from seq2seq_jax.decoding.processors import PaddedRows
+from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
@@ -36,7 +37,7 @@ def pair():
     return from_encoder_decoder_configs(BERT, BERT, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2)
 
 
-def compiled_text(pair):
+def compiled_text(pair, strategy=None, batch=BATCH):
     rules = Rules(
         max_length=np.int32(60),
         prompt_length=np.int32(1),
@@ -45,12 +46,13 @@ def compiled_text(pair):
         processors=(PaddedRows(101),),
         numbers={"length_penalty": np.float32(1)},
     )
-    ids = np.ones((BATCH, SOURCE), np.int32)
-    source = Source(ids, ids.astype(bool), np.arange(BATCH, dtype=np.int32))
-    model, params, strategy = pair.model.for_decoding(), pair.model.decoding_params(pair.params), BeamSearch(BEAMS)
+    ids = np.ones((batch, SOURCE), np.int32)
+    source = Source(ids, ids.astype(bool), np.arange(batch, dtype=np.int32))
+    strategy = strategy or BeamSearch(BEAMS)
+    model, params = pair.model.for_decoding(), pair.model.decoding_params(pair.params)
     # Fresh jits, so that a patched cache is traced anew.
     start = lambda *arguments: engine.start.__wrapped__(model, strategy, BUCKET, *arguments)
-    carry = jax.eval_shape(start, params, source, None, np.ones((BATCH, 1), np.int32), rules)
+    carry = jax.eval_shape(start, params, source, None, np.ones((batch, 1), np.int32), rules)
     advance = jax.jit(lambda *arguments: engine.advance.__wrapped__(model, strategy, *arguments), donate_argnums=1)
     return advance.lower(params, carry, rules, np.int32(60), np.int32(0)).compile().as_text()
 
@@ -78,6 +80,11 @@ def test_loop_moves_neither_cache_nor_kernels(pair):
     assert moves_in_loop(text, min(CACHE, KERNEL)) == []
     # The reader of the text does read the loop: it holds smaller moves, such as those of the ancestry table.
     assert moves_in_loop(text, BATCH * BEAMS)
+
+
+def test_loop_over_one_row_moves_neither(pair):
+    text = compiled_text(pair, Sampling(1), batch=1)
+    assert moves_in_loop(text, min(BUCKET * WIDTH, KERNEL)) == []
 
 
 def test_a_reordered_cache_would_be_seen(pair, monkeypatch):
