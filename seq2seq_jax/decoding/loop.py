@@ -129,8 +129,8 @@ def run(strategy: Strategy, step: Step, carry: Carry, rules: Rules, until: jax.A
     # One row is carried without its axis: XLA drops that from the attention's products, and would write the new keys
     # and values to both forms of the cache, of which it copies one.
     one = carry.source.ids.shape[0] == 1
-    packed = lambda cache: jax.tree.map(lambda a: a[0] if one and a.ndim else a, cache)
-    unpacked = lambda cache: jax.tree.map(lambda a: a[None] if one and a.ndim else a, cache)
+    packed = lambda cache: jax.tree.map(lambda a: a[0] if one and jnp.ndim(a) else a, cache)
+    unpacked = lambda cache: jax.tree.map(lambda a: a[None] if one and jnp.ndim(a) else a, cache)
 
     def body(carry: Carry) -> Carry:
         out, cache = step(strategy.tokens(carry.state, carry.source), unpacked(carry.cache))
