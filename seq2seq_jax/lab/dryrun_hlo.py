@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +179,8 @@ class Program:
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.devices = max(map(int, re.findall(r"num_partitions=(\d+)", text)), default=1)
         self._costs: dict[tuple[str, int], Cost] = {}
+        self._shares: dict[tuple[str, str, float], float] = {}
+        self._users: dict[str, dict[str, list[Instruction]]] = {}
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
             if not line.startswith(" ") and (header := HEADER.match(line)):
@@ -264,23 +266,33 @@ class Program:
         return Collective(kind, group, tuple(map(sizes_of, (s.dims for s in shapes))), whole, whole * share)
 
     def _group(self, i: Instruction) -> int:
-        """How many devices take part together: of [groups,size]<=[...], or {{0,1},{2,3}}."""
+        """How many devices take part together: of [groups,size]<=[...], {{0,1},{2,3}}, or mesh['a'=4,'b'=64] {'a'}, in
+        which a part of an axis is 'b':(before)size. Of {} or nothing, all do.
+        """
         if i.opcode.startswith("collective-permute"):
             return 2
-        compact = re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", i.rest)
-        listed = re.search(r"replica_groups=\{\{([\d,]+)\}", i.rest)
-        return int(compact.group(1)) if compact else len(listed.group(1).split(",")) if listed else self.devices
+        groups = i.rest.partition("replica_groups=")[2]
+        if not groups or groups.startswith("{}"):
+            return self.devices
+        if compact := re.match(r"\[(?:\d+,)*(\d+)\]<=", groups):
+            return int(compact[1])
+        if listed := re.match(r"\{\{([\d,]+)\}", groups):
+            return len(listed[1].split(","))
+        if by_axes := re.match(r"mesh\[(.*?)\](?:, device_ids=\([^{]*\))? \{(.*?)\}", groups):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", by_axes[1]))
+            taking_part = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", by_axes[2])
+            return math.prod(int(part or sizes[axis]) for axis, part in taking_part)
+        raise ValueError(f"replica groups of a form that is not known: {groups[:100]}")
 
     def _moved(self, i: Instruction, where: str) -> float:
         """Bytes that it reads from and writes to main memory; of an array that it slices, the slice only."""
         if i.opcode in FREE or i.opcode.endswith("-done"):
             return 0.0
         if i.opcode == "fusion":
-            inside = self.computations[i.calls[0]]
-            parameters = {int(p.brackets): p for p in inside.values() if p.opcode == "parameter"}
-            read = [min(self._operand_bytes(name, where), _read(parameters[n], inside))
+            parameters = self._parameters(i)
+            read = [self._operand_bytes(name, where) * self._share(parameters[n], i.calls[0])
                     for n, name in enumerate(i.operands)]  # fmt: skip
-            return sum(read) + min(i.bytes, _written(inside))
+            return sum(read) + min(i.bytes, self._written(i.calls[0]))
         if i.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * i.bytes
         if i.opcode in ("dynamic-update-slice", "scatter"):
@@ -296,32 +308,60 @@ class Program:
     def _operand_bytes(self, name: str, where: str) -> float:
         return self.computations[where][name].bytes
 
+    def _parameters(self, fusion: Instruction) -> dict[int, Instruction]:
+        inside = self.computations[fusion.calls[0]]
+        return {int(p.brackets): p for p in inside.values() if p.opcode == "parameter"}
 
-def _read(parameter: Instruction, inside: Mapping[str, Instruction]) -> float:
-    """Bytes that a fusion reads of a parameter: of slices what they take, of updates nothing."""
-    total = 0.0
-    for use in (i for i in inside.values() if parameter.name in i.operands):
-        first = use.operands[0] == parameter.name
-        if use.opcode == "bitcast":
-            total += _read(use, inside)
-        elif first and use.opcode in ("dynamic-slice", "slice", "gather"):
-            total += use.shapes[0].size * use.shapes[0].width
-        elif not (first and use.opcode == "dynamic-update-slice"):
-            return math.inf
-    return total
+    def _share(self, i: Instruction, where: str, of_root: float = 1.0) -> float:
+        """The share of i's numbers that the fusion `where` uses: of slices what they take, of updates and what it hands
+        on nothing. A number's own way to the result is lazy: what is sliced later is needed in part only.
 
+        Args:
+          of_root: the share of the fusion's result that is used; it may stand in another one.
+        """
+        share = 0.0
+        for use in self._uses(where)[i.name]:
+            first, same = use.operands[0] == i.name, use.shapes[0].size == i.shapes[0].size
+            if use.opcode == "tuple":
+                share += 0.0 if i.opcode == "parameter" else of_root
+            elif use.opcode == "fusion":
+                rest, parameters = self._share_of_result(use, where, of_root), self._parameters(use)
+                given = [n for n, name in enumerate(use.operands) if name == i.name]
+                share += sum(self._share(parameters[n], use.calls[0], rest) for n in given)
+            elif first and use.opcode in ("dynamic-slice", "slice", "gather"):
+                share += use.shapes[0].size / i.shapes[0].size
+            elif not (first and use.opcode == "dynamic-update-slice"):
+                share += self._share_of_result(use, where, of_root) if same else 1.0
+        return min(share, 1.0)
 
-def _written(inside: Mapping[str, Instruction]) -> float:
-    """Bytes that a fusion writes: of updates in place, the updates."""
-    waiting, total = [i for i in inside.values() if i.root], 0.0
-    while waiting:
-        i = waiting.pop()
-        if i.opcode in ("tuple", "bitcast"):
-            waiting += [inside[name] for name in i.operands]
-        else:
-            shape = inside[i.operands[1]].shapes[0] if i.opcode == "dynamic-update-slice" else None
-            total += sum(s.size * s.width for s in i.shapes) if shape is None else shape.size * shape.width
-    return total
+    def _share_of_result(self, i: Instruction, where: str, of_root: float) -> float:
+        key = (i.name, where, of_root)
+        if key not in self._shares:
+            self._shares[key] = of_root if i.root else self._share(i, where, of_root)
+        return self._shares[key]
+
+    def _uses(self, where: str) -> Mapping[str, Sequence[Instruction]]:
+        if where not in self._users:
+            self._users[where] = defaultdict(list)
+            for i in self.computations[where].values():
+                for name in dict.fromkeys(i.operands):
+                    self._users[where][name].append(i)
+        return self._users[where]
+
+    def _written(self, where: str) -> float:
+        """Bytes that a fusion writes: of updates in place, the updates; of what it hands on, nothing."""
+        inside, total = self.computations[where], 0.0
+        waiting = [i for i in inside.values() if i.root]
+        while waiting:
+            i = waiting.pop()
+            if i.opcode in ("tuple", "bitcast"):
+                waiting += [inside[name] for name in i.operands]
+            elif i.opcode == "fusion":
+                total += self._written(i.calls[0])
+            elif i.opcode != "parameter":
+                shape = inside[i.operands[1]].shapes[0] if i.opcode == "dynamic-update-slice" else None
+                total += sum(s.size * s.width for s in i.shapes) if shape is None else shape.size * shape.width
+        return total
 
 
 def _convolution(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:

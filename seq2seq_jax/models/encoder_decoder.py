@@ -287,8 +287,8 @@ class EncoderDecoder(nn.Module):
 
     def parameter_shapes(self) -> Any:
         """The once-stored tree as ShapeDtypeStructs, boxed with their logical axes; nothing is computed."""
-        ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        init = lambda a, b: self.init(jax.random.key(0), a, decoder_input_ids=b)["params"]
+        ids, model = jax.ShapeDtypeStruct((1, 1), jnp.int32), self.clone(attention_impl="xla")
+        init = lambda a, b: model.init(jax.random.key(0), a, decoder_input_ids=b)["params"]
         return jax.eval_shape(init, ids, ids)
 
 

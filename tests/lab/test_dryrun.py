@@ -219,6 +219,69 @@ def test_text_of_a_tpu():
     assert Program(HLO.replace("constant(6)", "parameter(1)")).cost(unknown_turns=2).sent == cost.sent / 3
 
 
+GROUPS = {
+    "[2,4]<=[8]": 4,
+    "{{0,1},{2,3},{4,5},{6,7}}": 2,
+    "{}": 8,
+    "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}": 4,
+    "mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_1','axis_2'}": 8,
+    "mesh['axis_0'=8] {'axis_0':(1)2}": 2,
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_of_a_collective(groups):
+    text = HLO.replace("replica_groups=[2,4]<=[8]", f"replica_groups={groups}, use_global_device_ids=true")
+    (found,) = (c for c in Program(text).cost().collectives if c.kind == "reduce-scatter")
+    assert found.group == GROUPS[groups]
+
+
+def test_groups_of_another_form_are_no_guess():
+    with pytest.raises(ValueError, match="not known: v9"):
+        Program(HLO.replace("replica_groups=[2,4]<=[8]", "replica_groups=v9[2,4]")).cost()
+
+
+NESTED = """HloModule step, num_partitions=1
+
+%signs (s: f32[6,64,128]) -> f32[6,64,128] {
+  %s = f32[6,64,128]{2,1,0} parameter(0)
+  ROOT %n = f32[6,64,128]{2,1,0} negate(%s)
+}
+
+%layer (stack: f32[6,64,128], at: s32[], x: f32[64,128]) -> (f32[64,128], f32[64,128]) {
+  %stack = f32[6,64,128]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %x = f32[64,128]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %negative = f32[6,64,128]{2,1,0} fusion(%stack), kind=kLoop, calls=%signs
+  %one = f32[1,64,128]{2,1,0} dynamic-slice(%negative, %at, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  %flat = f32[64,128]{1,0} bitcast(%one)
+  %sum = f32[64,128]{1,0} add(%flat, %x)
+  ROOT %t = (f32[64,128]{1,0}, f32[64,128]{1,0}) tuple(%sum, %x)
+}
+
+%beside (stack.1: f32[6,64,128], at.1: s32[], x.1: f32[64,128]) -> (f32[64,128], f32[64,128]) {
+  %stack.1 = f32[6,64,128]{2,1,0} parameter(0)
+  %at.1 = s32[] parameter(1)
+  %x.1 = f32[64,128]{1,0} parameter(2)
+  ROOT %f = (f32[64,128]{1,0}, f32[64,128]{1,0}) fusion(%stack.1, %at.1, %x.1), kind=kLoop, calls=%layer
+}
+
+ENTRY %main (stack.2: f32[6,64,128], at.2: s32[], x.2: f32[64,128]) -> (f32[64,128], f32[64,128]) {
+  %stack.2 = f32[6,64,128]{2,1,0} parameter(0)
+  %at.2 = s32[] parameter(1)
+  %x.2 = f32[64,128]{1,0} parameter(2)
+  ROOT %f.1 = (f32[64,128]{1,0}, f32[64,128]{1,0}) fusion(%stack.2, %at.2, %x.2), kind=kCustom, calls=%beside
+}
+"""
+
+
+def test_bytes_of_fusions_in_fusions():
+    """One slice of the stack is read, though what cuts it stands deep; what is handed on is not written."""
+    layer = 4 * 64 * 128
+    assert Program(NESTED).cost().bytes == pytest.approx(3 * layer, abs=8)
+
+
 def test_bounds():
     chip = dryrun_chips.CHIPS["v5p"]
     found = dryrun.bounds(Cost(flops=459e12, bytes=2 * 2765e9), chip)

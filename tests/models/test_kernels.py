@@ -8,6 +8,7 @@ from checkpoints import BERT, GPT2, make_pair
 
 from seq2seq_jax.models import kernels
 from seq2seq_jax.models.attention import attend
+from seq2seq_jax.training.flops import step_flops
 from seq2seq_jax.training.setup import check_backend
 from seq2seq_jax.training.step import loss_and_grads
 
@@ -77,6 +78,13 @@ def test_a_pair_by_splash_is_the_same_pair(pair):
         for name in ("xla", "splash")
     ]  # fmt: skip
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+
+
+def test_shapes_and_flops_are_those_of_plain_attention(pair):
+    """A run asks for them with the kernel set, for lengths that no kernel takes."""
+    model = pair.model.clone(attention_impl="splash")
+    assert model.parameter_shapes() == pair.model.parameter_shapes()
+    assert step_flops(model, None, 2, LENGTH, LENGTH) == step_flops(pair.model, None, 2, LENGTH, LENGTH)
 
 
 @pytest.mark.slow
