@@ -48,18 +48,18 @@ class Search:
     rules: Rules
 
     @property
-    def largest(self) -> int:
+    def greatest_capacity(self) -> int:
         """The greatest capacity that the cache may need."""
         return room(self.strategy, int(self.rules.max_length))
 
     @property
-    def first(self) -> int:
+    def first_capacity(self) -> int:
         """The capacity that the cache begins with."""
-        return min(FIRST, self.largest) if self.prompt.shape[1] < FIRST else self.largest
+        return min(FIRST, self.greatest_capacity) if self.prompt.shape[1] < FIRST else self.greatest_capacity
 
     def start_arguments(self) -> tuple:
         inputs = (self.source, self.token_type_ids, self.prompt, self.rules)
-        return (self.model, self.strategy, self.first, self.params, *inputs)
+        return (self.model, self.strategy, self.first_capacity, self.params, *inputs)
 
     def advance_arguments(self, carry: Carry, rules: Rules, until: int, leave: int) -> tuple:
         return (self.model, self.strategy, self.params, carry, rules, np.int32(until), np.int32(leave))
@@ -171,7 +171,7 @@ def decode(
       callback: is given the sequences [batch, n, capacity] so far and how many of their tokens count.
     """
     begin, (batch, prompt_length) = time.monotonic(), search.prompt.shape
-    strategy, rules, largest, capacity = search.strategy, search.rules, search.largest, search.first
+    strategy, rules, largest, capacity = search.strategy, search.rules, search.greatest_capacity, search.first_capacity
     carry = start(*search.start_arguments())
     rows, results = np.arange(batch), Results(batch)
     ticking, length = max_time is not None or callback is not None, prompt_length + 1
