@@ -82,7 +82,7 @@ def train_json(report: TrainReport, setting: Setting) -> dict[str, Any]:
     }
     if report.cost is None:
         return out
-    times = bounds(report.cost, setting.chip)
+    times = report.bounds(setting.chip, chips)
     tokens = bucket.rows * (bucket.source_length + bucket.target_length)
     return out | {
         "compiled_flops_all_chips": report.cost.flops * chips,

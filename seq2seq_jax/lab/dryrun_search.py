@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.plan import Bucket
-from seq2seq_jax.lab.dryrun import Bounds, TrainReport, abstract_model, batch_shape, bounds, bytes_held, dry_train
+from seq2seq_jax.lab.dryrun import Bounds, TrainReport, abstract_model, batch_shape, bytes_held, dry_train
 from seq2seq_jax.lab.dryrun_chips import Chip
 from seq2seq_jax.lab.peers.processes import say
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
@@ -50,7 +50,7 @@ class Candidate(NamedTuple):
     def bound(self, chip: Chip) -> Bounds:
         """By the compiled program, else by the estimate."""
         compiled = self.report is not None and self.report.cost is not None
-        return bounds(self.report.cost, chip) if compiled else self.estimate
+        return self.report.bounds(chip, math.prod(self.layout)) if compiled else self.estimate
 
     def fits(self, chip: Chip) -> bool:
         if self.report is None:

@@ -16,7 +16,7 @@ from seq2seq_jax.lab import dryrun, dryrun_chips
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.flops import RECOMPUTED, step_flops
+from seq2seq_jax.training.flops import RECOMPUTED, StepFlops, step_flops
 from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
 
@@ -127,6 +127,16 @@ def test_flops_of_the_traced_step(decoder, values):
     flops = step_flops(training.model, training.frozen, 8, 16, 8)
     assert counted == pytest.approx(flops.done, rel=0.02)
     assert (flops.done > flops.useful) == ("remat" in values)
+
+
+def test_compute_is_bound_by_what_kernels_do_too():
+    chip = dryrun_chips.CHIPS["v5e"]
+    shapes = StepFlops(useful=8 * 2 * chip.flops, done=8 * 3 * chip.flops)  # three seconds of 8 chips
+
+    def bound(kernels):
+        return dryrun.TrainReport(None, {}, shapes, Cost(flops=chip.flops, kernels=kernels), None).bounds(chip, 8)
+
+    assert [bound(kernels).compute for kernels in (0, 1)] == [1.0, 3.0]
 
 
 def test_every_remat_policy_has_its_flops():
