@@ -103,7 +103,7 @@ class TrainReport:
     needed: int | None = None
 
     def bounds(self, chip: Chip, chips: int) -> Bounds:
-        """Of the compiled program; with custom kernels, whose FLOPs its text does not tell, those by shapes at least."""
+        """Of the compiled program; with custom kernels, whose FLOPs its text lacks, at least those by shapes."""
         found = bounds(self.cost, chip)
         shapes = self.flops.done / (chips * chip.flops) if self.cost.kernels else 0.0
         return found._replace(compute=max(found.compute, shapes))
