@@ -113,7 +113,8 @@ class TrainReport:
 class DecodeReport:
     """A search. rows, source: its input. beams, capacity: of the cache. held: bytes a chip of parameters and cache.
     start: what comes before the first step. step: of one step at the full capacity. memory: of the loop.
-    cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values' sizes on a chip."""
+    cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values' sizes on a chip, and no
+    parameter's."""
 
     rows: int
     source: int
@@ -223,7 +224,8 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
     program = Program(loop.as_text())
     step = program.cost(unknown_turns=1).plus(program.cost(unknown_turns=0), -1)
     stores = jax.tree.leaves((carry.cache.keys, carry.cache.values, carry.cache.cross))
-    parts = {sizes_of(store.sharding.shard_shape(store.shape)) for store in stores}
+    part_sizes = lambda arrays: {sizes_of(a.sharding.shard_shape(a.shape)) for a in arrays}
+    parts = part_sizes(stores) - part_sizes(jax.tree.leaves(params))
     gathers = sum(n for c, n in step.collectives.items() if c.kind != "all-reduce" and parts & {*c.given})
     return dataclasses.replace(
         report,
