@@ -40,7 +40,7 @@ def corpus(state, request):
     def work():
         outputs = decode_ids(
             pair, request["ids"], tokenizers.target, request["pad"],
-            batch_size=request["batch"], num_beams=request["beams"],
+            batch_size=request["batch"], num_beams=request["beams"], compact=True,
         )  # fmt: skip
         return {"outputs": [hypotheses[0] for hypotheses in outputs]}
 
