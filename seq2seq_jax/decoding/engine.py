@@ -58,10 +58,12 @@ class Search:
         return min(FIRST, self.greatest_capacity) if self.prompt.shape[1] < FIRST else self.greatest_capacity
 
     def start_arguments(self) -> tuple:
+        """Of `start`."""
         inputs = (self.source, self.token_type_ids, self.prompt, self.rules)
         return (self.model, self.strategy, self.first_capacity, self.params, *inputs)
 
     def advance_arguments(self, carry: Carry, rules: Rules, until: int, leave: int) -> tuple:
+        """Of `advance`; `rules` may have changed on the way."""
         return (self.model, self.strategy, self.params, carry, rules, np.int32(until), np.int32(leave))
 
 

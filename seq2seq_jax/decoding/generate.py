@@ -116,6 +116,9 @@ def compile_generate(
 
     Args:
       given: processors, criteria, tokenizer and allowed of the call, if it has them.
+
+    Raises:
+      ValueError: as `generate`.
     """
     settings, ids = generation_config or GenerationConfig(), np.zeros(shape, np.int32)
     _check(settings, rng, None, model.config)
