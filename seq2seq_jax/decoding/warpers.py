@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.decoding.logits import View
+from seq2seq_jax.decoding.logits import View, highest
 
 
 @struct.dataclass
@@ -162,14 +162,14 @@ def _ordered(scores: jax.Array, width: int | None) -> jax.Array:
     """The `width` best scores, best first (None: all)."""
     if width is None or width >= scores.shape[-1]:
         return -jnp.sort(-scores, axis=-1)
-    return jax.lax.top_k(scores, width)[0]
+    return highest(scores, width)[0]
 
 
 def _best(scores: jax.Array, keep: int) -> jax.Array:
     """The `keep`-th best score [..., 1]."""
     if keep == 1:
         return jnp.max(scores, axis=-1, keepdims=True)
-    return jax.lax.top_k(scores, min(keep, scores.shape[-1]))[0][..., -1:]
+    return highest(scores, min(keep, scores.shape[-1]))[0][..., -1:]
 
 
 def _entropy_terms(log_probs: jax.Array) -> jax.Array:

@@ -249,7 +249,7 @@ class EncoderDecoder(nn.Module):
           tokens: int [batch, beams, count]. last: logits after the last token only.
         """
         states, weights, cache = self.decoder.decode(tokens, cache)
-        logits = self.decoder.logits(states[:, :, -1:] if last else states)
+        logits = self.decoder.logits(states[:, :, -1])[:, :, None] if last else self.decoder.logits(states)
         attention = None if weights is None else jnp.mean(weights.astype(jnp.float32), axis=1)
         return DecodeStep(logits, states, attention), cache
 

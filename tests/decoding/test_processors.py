@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf
 from seq2seq_jax.decoding import processors, settings, warpers
 from seq2seq_jax.decoding.automata import TokenTrie
-from seq2seq_jax.decoding.logits import View, process
+from seq2seq_jax.decoding.logits import View, highest, process
 from seq2seq_jax.decoding.vocabulary import token_texts
 
 BANNED = -np.inf
@@ -37,6 +37,19 @@ def test_rows_beyond_the_vocabulary():
     np.testing.assert_array_equal(got, [[1, 2, BANNED]])
     got = apply(processors.RemoveInvalid(2), [[np.nan, BANNED, 3]], view_of([[0]]))
     np.testing.assert_array_equal(got, [[0, np.finfo(np.float32).min, BANNED]])
+
+
+@pytest.mark.parametrize("rows", [1990, 2048])
+@pytest.mark.parametrize("different", [3, 40, 100_000])
+def test_the_highest_are_those_of_top_k(rows, different):
+    random = np.random.default_rng(rows + different)
+    scores = random.integers(-different, 0, (2, 3, rows)).astype(np.float32)
+    scores[0, 0] = -np.inf
+    scores[0, 1, :-2] = -np.inf
+    scores[1, 2] = np.sort(scores[1, 2])
+    for count in (1, 5, 9):
+        for ours, theirs in zip(highest(scores, count), jax.lax.top_k(scores, count)):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_sequence_bias():
