@@ -75,7 +75,10 @@ def highest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """
     rows = scores.shape[-1]
     if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or rows < 2 * count * BLOCK:
-        return jax.lax.top_k(scores, count)
+        if count > 1:
+            return jax.lax.top_k(scores, count)
+        at = jnp.argmax(scores, axis=-1, keepdims=True)
+        return jnp.take_along_axis(scores, at, axis=-1), at
     block, padding = (1, 1, BLOCK), ((0, 0), (0, 0), (0, -rows % BLOCK))
     maxima = jax.lax.reduce_window(scores, -jnp.inf, jax.lax.max, block, block, padding)
     blocks = jnp.sort(jax.lax.top_k(maxima, count)[1], axis=-1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.decoding.logits import process
+from seq2seq_jax.decoding.logits import highest, process
 from seq2seq_jax.decoding.loop import (
     PAD,
     Growing,
@@ -87,11 +87,8 @@ class Sampling:
         if record is not None:
             record = record.at(state.length, logits=logits, scores=scores)
         if self.do_sample:
-            noise = row_noise(row_keys(rules, source, state.length), scores.shape)
-            tokens = jnp.argmax(scores + noise, axis=-1)
-        else:
-            tokens = jnp.argmax(scores, axis=-1)
-        tokens = jnp.where(state.open, tokens, rules.pad_id).astype(jnp.int32)
+            scores += row_noise(row_keys(rules, source, state.length), scores.shape)
+        tokens = jnp.where(state.open, highest(scores, 1)[1][..., 0], rules.pad_id).astype(jnp.int32)
         sequences, length = put(state.sequences, tokens, state.length), state.length + 1
         memory = next_memory(state.memory, None, tokens, rules)
         over = ends(view_of(sequences, length, memory, source, rules), tokens, rules)

@@ -39,7 +39,7 @@ def test_rows_beyond_the_vocabulary():
     np.testing.assert_array_equal(got, [[0, np.finfo(np.float32).min, BANNED]])
 
 
-@pytest.mark.parametrize("rows", [1990, 2048])
+@pytest.mark.parametrize("rows", [50, 1990, 2048])
 @pytest.mark.parametrize("different", [3, 40, 100_000])
 def test_the_highest_are_those_of_top_k(rows, different):
     random = np.random.default_rng(rows + different)
