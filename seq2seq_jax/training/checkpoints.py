@@ -77,16 +77,23 @@ def _may_change(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def save(
-    store: Store, step: int, state: TrainState, usable: Any, fingerprint: str, scores: Mapping[str, float] | None
+    store: Store,
+    step: int,
+    state: TrainState,
+    usable: Any,
+    fingerprint: str,
+    scores: Mapping[str, float] | None,
+    *,
+    whole: bool,
 ) -> None:
     """Writes the state and the position in the plan (the number of steps, and which data it counts in).
 
     Args:
-      usable: the parameters that are evaluated and exported. Where they are not state.params themselves (averages,
-        adapters), both are written.
+      usable: the parameters that are evaluated and exported.
+      whole: they are others than the trained ones (averages, adapters), so that both are written.
     """
     position = {"step": step, "data": fingerprint}
-    store.save(step, usable, _rest(state, whole=usable is not state.params), position, scores)
+    store.save(step, usable, _rest(state, whole=whole), position, scores)
 
 
 def _rest(state: TrainState, *, whole: bool) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _rest(state: TrainState, *, whole: bool) -> dict[str, Any]:
     return {**rest, "params": state.params} if whole else rest
 
 
-def restore(store: Store, step: int, state: TrainState, fingerprint: str, *, whole: bool = False) -> TrainState:
+def restore(store: Store, step: int, state: TrainState, fingerprint: str, *, whole: bool) -> TrainState:
     """The state of a step, placed as `state` is.
 
     Args:

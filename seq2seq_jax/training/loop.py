@@ -149,6 +149,10 @@ class Run:
         finally:
             self.journal.close()
 
+    def _save(self, step: int, scores: Mapping[str, float] | None) -> None:
+        state, fingerprint = self.state, self.train.fingerprint
+        checkpoints.save(self.store, step, state, self.usable(state), fingerprint, scores, whole=self.apart)
+
     def _restore(self, step: int) -> None:
         fingerprint = self.train.fingerprint
         self.state = checkpoints.restore(self.store, step, self.state, fingerprint, whole=self.apart)
@@ -210,8 +214,7 @@ class Run:
                         evaluation = self._measure(number) if measure and not signalled else None
                     scores = evaluation and evaluation.scores
                     with meter.during("checkpoint"):
-                        usable = self.usable(self.state)
-                        checkpoints.save(self.store, number, self.state, usable, self.train.fingerprint, scores)
+                        self._save(number, scores)
                 if stop:
                     raise Stopped(number, stop)
         return evaluation

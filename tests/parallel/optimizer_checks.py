@@ -81,7 +81,7 @@ def check(name, settings):
             assert x.sharding.is_equivalent_to(places[path], x.ndim), path
         state, begun = steps(made, first, shard_batch(batch, mesh), 2)
         store = checkpoints.open_store(WORK / name, "loss")
-        checkpoints.save(store, 2, state, made.usable(state), "data", None)
+        checkpoints.save(store, 2, state, made.usable(state), "data", None, whole=made.apart)
         store.close()
     other = make_mesh(data=1, fsdp=4, tensor=2)
     with jax.set_mesh(other):

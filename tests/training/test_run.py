@@ -91,6 +91,24 @@ def test_stopped_and_continued_is_the_same_run(work, whole):
     equal(from_pretrained(stopped / "pretrained").params, from_pretrained(whole / "pretrained").params)
 
 
+def test_a_run_by_pmap_finds_its_state_again(work, monkeypatch):
+    """Without a step, which takes long to compile; with them: tests/parallel/test_runs.py."""
+    states = []
+
+    def save_and_stop(run, start, stop_at):
+        states.append(run.state)
+        run._save(start + 3, None)
+        raise Stopped(start + 3, "asked to")
+
+    monkeypatch.setattr(loop.Run, "_train", save_and_stop)
+    for step in (3, 6):
+        with pytest.raises(Stopped, match=f"stopped at step {step}"):
+            train(toy.config(work, mesh={"mode": "pmap"}), work / "pmap")
+    assert [int(state.step) for state in states] == [0, 3]
+    equal(states[0].params, states[1].params)
+    jax.tree.map(np.testing.assert_array_equal, states[0].opt_state, states[1].opt_state)
+
+
 def test_finished_run_is_not_trained_again(work, whole):
     before = (whole / "metrics.jsonl").read_text(), (whole / "pretrained" / "model.safetensors").read_bytes()
     train(toy.config(work), whole)
