@@ -33,6 +33,9 @@ class Rules:
       automata: what processors and criteria remember of each hypothesis.
       rng: a key, where there is sampling.
       numbers: of the strategy, by name (float32 or int32 scalars).
+      kinds: stands for the classes of the functions above. jax holds the structures of dataclasses of different
+        classes for equal if they have as many fields (their hashes differ), and so took, once in some fifty pairs, the
+        compiled search with one processor for that with another.
     """
 
     max_length: jax.Array
@@ -45,6 +48,11 @@ class Rules:
     automata: Mapping[str, Automaton] = struct.field(default_factory=dict)
     rng: jax.Array | None = None
     numbers: Mapping[str, jax.Array] = struct.field(default_factory=dict)
+    kinds: int | None = struct.field(pytree_node=False, default=None)
+
+    def __post_init__(self):
+        functions = self.processors, self.warpers, self.criteria, self.automata
+        object.__setattr__(self, "kinds", hash(jax.tree.structure(functions)))
 
 
 @struct.dataclass

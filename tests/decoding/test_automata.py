@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from kinds import jitted
 from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig
@@ -22,9 +23,9 @@ class Backed:
         self.backend.decoder = decoders.ByteLevel()
 
 
-begin = jax.jit(lambda automaton, prompt: automaton.begin(prompt))
-after = jax.jit(lambda automaton, states, tokens: automaton.next(states, tokens))
-next_tokens = jax.jit(lambda trie, states: trie.allowed(states))
+begin = jitted(lambda automaton, prompt: automaton.begin(prompt))
+after = jitted(lambda automaton, states, tokens: automaton.next(states, tokens))
+next_tokens = jitted(lambda trie, states: trie.allowed(states))
 
 
 def read(automaton, rows):

@@ -1,6 +1,7 @@
 """Processors and warpers: small cases worked out by hand, words, and what compiles."""
 
 import collections
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +9,18 @@ import numpy as np
 import pytest
 import tokenizers
 from flax import struct
+from kinds import jitted
 from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf
 from seq2seq_jax.decoding import processors, settings, warpers
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.logits import View, highest, process
+from seq2seq_jax.decoding.loop import Rules
 from seq2seq_jax.decoding.vocabulary import token_texts
 
 BANNED = -np.inf
-run = jax.jit(process)
+run = jitted(process)
 
 
 def view_of(sequences, length=None, source=((0,),), source_mask=None, **memory):
@@ -283,7 +286,7 @@ ALL = {
 
 
 def test_other_numbers_compile_nothing():
-    run.clear_cache()
+    once = jax.jit(lambda *arguments: process(*arguments))
     tokenizer = word_piece()
     for i in range(2):
         values = {name: pair[i] for name, pair in ALL.items()}
@@ -300,8 +303,8 @@ def test_other_numbers_compile_nothing():
         )
         assert isinstance(made[-2], Shift) and isinstance(made[0], processors.PaddedRows)
         made += settings.warpers_of(config, beams=2, eos=(2,))
-        run(np.zeros((1, 2, 16), np.float32), view_of([[1, 3, 4], [1, 2, 3]]), made)
-    assert run._cache_size() == 1
+        once(np.zeros((1, 2, 16), np.float32), view_of([[1, 3, 4], [1, 2, 3]]), made)
+    assert once._cache_size() == 1
 
 
 def test_what_is_off_is_absent():
@@ -371,3 +374,12 @@ def test_settings_that_do_not_fit(name, value):
     with pytest.raises(ValueError, match="allowed has 9"):
         trie = TokenTrie.from_sequences([[1, 9], [3]], end=2)
         settings.processors_of(GenerationConfig(), vocab_size=9, eos=(2,), allowed=trie, **lengths)
+
+
+def test_searches_by_rules_of_other_kinds_are_other_programs():
+    numbers = {"max_length": 3, "prompt_length": 1, "pad_id": 0, "eos_ids": np.array([2])}
+    kinds = [processors.RepetitionPenalty, processors.EncoderRepetitionPenalty, warpers.Temperature]
+    found = [jax.tree.structure(Rules(processors=(kind(np.float32(2)),), **numbers)) for kind in kinds]
+    assert all(a != b for a, b in itertools.combinations(found, 2)), "compiled as one and the same"
+    same = Rules(processors=(kinds[0](np.float32(3)),), **numbers)
+    assert jax.tree.structure(same) == found[0], "another number would compile"

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tokenizers  # noqa: E402
+from kinds import jitted  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers.generation import stopping_criteria  # noqa: E402
 from transformers.generation.logits_process import LogitsProcessorList, PrefixConstrainedLogitsProcessor  # noqa: E402
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.parity
 
 BATCH, BEAMS, ROWS, VOCAB, CAPACITY, SOURCE = 2, 3, 41, 37, 16, 9
 EOS = (2, 5)
-run = jax.jit(process)
-advanced = jax.jit(lambda automaton, states, tokens: automaton.next(states, tokens))
+run = jitted(process)
+advanced = jitted(lambda automaton, states, tokens: automaton.next(states, tokens))
 
 
 def case(rng, rows=ROWS, **changes):
