@@ -2,7 +2,7 @@
 
 Each is a pytree that can be called. Its leaves are traced, so that another number compiles nothing; its structure is
 static, so that what is off costs nothing. Functions of the user's own serve as well: a flax `struct.dataclass` with
-`__call__`, or a `jax.tree_util.Partial`.
+`__call__`, or a `jax.tree_util.Partial`. A jit of one's own should take them in `loop.Rules`, which says why.
 """
 
 from __future__ import annotations
