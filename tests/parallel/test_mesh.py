@@ -1,7 +1,7 @@
 """Many devices equal one."""
 
 import pytest
-from virtual_devices import QUICK, said_by
+from virtual_devices import said_by
 
 CHECKS = (
     "each device holds its part, the vocabulary padded",
@@ -22,7 +22,7 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    return said_by("mesh_checks.py", tmp_path_factory.mktemp("mesh"), flags=QUICK)
+    return said_by("mesh_checks.py", tmp_path_factory.mktemp("mesh"))
 
 
 @pytest.mark.parametrize("check", CHECKS)

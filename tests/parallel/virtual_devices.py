@@ -9,28 +9,24 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-# Half the time to compile; what is compared here is decided before LLVM.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-
-def environment(devices, flags=""):
+def environment(devices):
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         # Two runs in flight can each hold threads that the other's collective waits for.
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        f" --xla_cpu_collective_call_terminate_timeout_seconds=300 {flags}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=300",
     }
 
 
-def said_by(script, directory, *arguments, devices=8, timeout=600, flags=""):
+def said_by(script, directory, *arguments, devices=8, timeout=600):
     """What a script here prints, given a fresh directory and arguments."""
     for _ in range(2):
         fresh = tempfile.mkdtemp(dir=directory)  # a try that was broken off has left files
         command = [sys.executable, str(HERE / script), fresh, *arguments]
-        run = subprocess.run(command, env=environment(devices, flags), capture_output=True, text=True, timeout=timeout)
+        run = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)
         # On a busy machine with fewer cores than devices, XLA gives up a collective whose threads did not all come in
         # time; that says nothing about the code, so it gets a second try. A wrong result does not.
         if "Termination timeout for" not in run.stderr:

@@ -153,7 +153,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+# The others differ from these in numbers, or are in parity/test_generation.py too.
+QUICK = {"early stopping, penalty", "never", "several ends", "prompt", "one new token", "no mask"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(SETTINGS[name], id=name, marks=() if name in QUICK else pytest.mark.slow) for name in SETTINGS],
+)
 def test_generation_settings(bert, settings):
     compare_generation(bert, **settings)
 

@@ -287,7 +287,8 @@ def close(run, reference):
 @pytest.mark.slow
 def test_other_numbers_of_devices_and_processes(work, whole):
     """Begun on 8 devices, and by 2 processes; continued on one. The loss is that of one device all along."""
-    many = script(work, work / "eight", "--stop_at=3", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    eight = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    many = script(work, work / "eight", "--stop_at=3", XLA_FLAGS=eight)
     assert "stopped at step 3" in finished(many)
     flags = ["--stop_at=3", "--distributed", "--coordinator=localhost:9917", "--num_processes=2"]
     both = [script(work, work / "two", *flags, f"--process_id={i}") for i in range(2)]

@@ -107,7 +107,9 @@ TIES = {
 }
 
 
-@pytest.mark.parametrize("tie", TIES.values(), ids=TIES)
+@pytest.mark.parametrize(
+    "tie", [pytest.param(t, id=name, marks=() if name == "all" else pytest.mark.slow) for name, t in TIES.items()]
+)
 def test_ties(tie, tmp_path):
     pair = noisy(from_encoder_decoder_configs(BERT, BERT, **TOKENS, tie_encoder_decoder=tie))
     free = from_encoder_decoder_configs(BERT, BERT, **TOKENS)
@@ -223,7 +225,7 @@ def lettered(directory, config, words, seed):
     return path
 
 
-@pytest.mark.parametrize("width", [12, 8])
+@pytest.mark.parametrize("width", [pytest.param(12, marks=pytest.mark.slow), 8])
 def test_aligned_start(tmp_path, width):
     """An encoder whose embeddings are a linear image of the decoder's: its states arrive as the decoder's own."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
