@@ -195,7 +195,7 @@ class Program:
 
     def _cost(self, name: str, unknown_turns: int) -> Cost:
         if (name, unknown_turns) not in self._costs:
-            cost, exchanged = Cost(), {}
+            cost, exchanged, moved = Cost(), {}, {}
             for i in self.computations[name].values():
                 cost = cost.plus(self._called(i, unknown_turns))
                 cost = cost.plus(Cost(bytes=self._moved(i, name)))
@@ -203,8 +203,13 @@ class Program:
                     cost = cost.plus(Cost(flops=self._flops(part, where), kernels=KERNEL in part.rest))
                     if (collective := self._collective(part, where)) is not None:
                         # One that runs beside other work stands in several fusions, under one channel.
-                        exchanged[part.value("channel_id") or part.name] = collective
-            self._costs[name, unknown_turns] = cost.plus(Cost(collectives=Counter(exchanged.values())))
+                        channel = part.value("channel_id") or part.name
+                        exchanged[channel] = collective
+                        if i.opcode == "fusion":
+                            read = sum(self._operand_bytes(n, where) for n in part.operands)
+                            moved[channel] = read + part.bytes * (collective.kind != "reduce-scatter")
+            cost = cost.plus(Cost(bytes=sum(moved.values()), collectives=Counter(exchanged.values())))
+            self._costs[name, unknown_turns] = cost
         return self._costs[name, unknown_turns]
 
     def _called(self, i: Instruction, unknown_turns: int) -> Cost:
@@ -253,9 +258,9 @@ class Program:
         return 0.0
 
     def _collective(self, i: Instruction, where: str) -> Collective | None:
-        kind = i.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
+        if not _collects(i):
             return None
+        kind = i.opcode.removesuffix("-start")
         shapes = [shape for name in i.operands for shape in self.computations[where][name].shapes]
         given = sum(s.size * s.width for s in shapes)
         group = self._group(i)
@@ -313,8 +318,9 @@ class Program:
         return {int(p.brackets): p for p in inside.values() if p.opcode == "parameter"}
 
     def _share(self, i: Instruction, where: str, of_root: float = 1.0) -> float:
-        """The share of i's numbers that the fusion `where` uses: of slices what they take, of updates and what it hands
-        on nothing. A number's own way to the result is lazy: what is sliced later is needed in part only.
+        """The share of i's numbers that the fusion `where` uses: of slices what they take, of updates, of what it hands
+        on and of what is counted `_elsewhere` nothing. A number's own way to the result is lazy: what is sliced later
+        is needed in part only.
 
         Args:
           of_root: the share of the fusion's result that is used; it may stand in another one.
@@ -330,7 +336,7 @@ class Program:
                 share += sum(self._share(parameters[n], use.calls[0], rest) for n in given)
             elif first and use.opcode in ("dynamic-slice", "slice", "gather"):
                 share += use.shapes[0].size / i.shapes[0].size
-            elif not (first and use.opcode == "dynamic-update-slice"):
+            elif not (_elsewhere(use) or (first and use.opcode == "dynamic-update-slice")):
                 share += self._share_of_result(use, where, of_root) if same else 1.0
         return min(share, 1.0)
 
@@ -358,10 +364,19 @@ class Program:
                 waiting += [inside[name] for name in i.operands]
             elif i.opcode == "fusion":
                 total += self._written(i.calls[0])
-            elif i.opcode != "parameter":
+            elif i.opcode != "parameter" and not _elsewhere(i):
                 shape = inside[i.operands[1]].shapes[0] if i.opcode == "dynamic-update-slice" else None
                 total += sum(s.size * s.width for s in i.shapes) if shape is None else shape.size * shape.width
         return total
+
+
+def _collects(i: Instruction) -> bool:
+    return i.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _elsewhere(i: Instruction) -> bool:
+    """What it moves is counted elsewhere, if it stands in a fusion; custom calls there are a collective's two ends."""
+    return i.opcode == "custom-call" or _collects(i)
 
 
 def _convolution(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:

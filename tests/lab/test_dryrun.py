@@ -222,8 +222,8 @@ def test_text_of_a_tpu():
         "reduce-scatter": (4, reduced, 3 * reduced / 4, 6),
     }
     assert cost.sent == 6 * (gathered + 3 * reduced / 4)
-    # To main memory: the first fusion's result; from it: what is reduced.
-    assert cost.bytes == 6 * (4 * 4 * 8 * 32 * 32 + reduced)
+    # To main memory: the first fusion's result; from it: what is reduced; both ways, once: what is gathered.
+    assert cost.bytes == 6 * (4 * 4 * 8 * 32 * 32 + reduced + 2 * gathered)
     assert Program(HLO.replace("constant(6)", "parameter(1)")).cost(unknown_turns=2).sent == cost.sent / 3
 
 
