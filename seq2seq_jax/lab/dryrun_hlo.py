@@ -20,6 +20,8 @@ FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "iota", "custom-call", "opt-barrier", "while", "conditional", "call", "async-start", "async-update",
 )  # fmt: skip
+# A fusion that is a TPU's reduce-scatter; it writes its part only.
+SCATTER = "all-reduce-scatter"
 KERNEL = 'custom_call_target="tpu_custom_call"'
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 LINE = re.compile(r"\s*(ROOT )?%?(\S+) = ")
@@ -207,7 +209,7 @@ class Program:
                         exchanged[channel] = collective
                         if i.opcode == "fusion":
                             read = sum(self._operand_bytes(n, where) for n in part.operands)
-                            moved[channel] = read + part.bytes * (collective.kind != "reduce-scatter")
+                            moved[channel] = read + (0.0 if SCATTER in where else part.bytes)
             cost = cost.plus(Cost(bytes=sum(moved.values()), collectives=Counter(exchanged.values())))
             self._costs[name, unknown_turns] = cost
         return self._costs[name, unknown_turns]
@@ -264,7 +266,7 @@ class Program:
         shapes = [shape for name in i.operands for shape in self.computations[where][name].shapes]
         given = sum(s.size * s.width for s in shapes)
         group = self._group(i)
-        if kind == "all-reduce" and "all-reduce-scatter" in where:  # a TPU's reduce-scatter
+        if kind == "all-reduce" and SCATTER in where:
             kind = "reduce-scatter"
         whole = given * group if kind == "all-gather" else given
         share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}.get(kind, (group - 1) / group)
@@ -364,7 +366,7 @@ class Program:
                 waiting += [inside[name] for name in i.operands]
             elif i.opcode == "fusion":
                 total += self._written(i.calls[0])
-            elif i.opcode != "parameter" and not _elsewhere(i):
+            elif i.opcode != "parameter" and (SCATTER in where or not _elsewhere(i)):
                 shape = inside[i.operands[1]].shapes[0] if i.opcode == "dynamic-update-slice" else None
                 total += sum(s.size * s.width for s in i.shapes) if shape is None else shape.size * shape.width
         return total

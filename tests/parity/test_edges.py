@@ -153,7 +153,7 @@ SETTINGS = {
 }
 
 
-# The others differ from these in numbers, or are in parity/test_generation.py too.
+# `pytest -m slow` runs the others too.
 QUICK = {"early stopping, penalty", "never", "several ends", "prompt", "one new token", "no mask"}
 
 
