@@ -105,12 +105,16 @@ def check_updates(pair, results):
     """One step of SGD, and one of AdamW with an eps that keeps it from amplifying rounding."""
     _, _, grads = forward(pair, batch_of(results))
     before = by_torch_name(pair, pair.params)
-    for kind, tx, tolerance in (("sgd", optax.sgd(SGD_RATE), 1e-6), ("adamw", optax.adamw(**ADAMW), 1e-4)):
+    for kind, tx in (("sgd", optax.sgd(SGD_RATE)), ("adamw", optax.adamw(**ADAMW))):
         updates, _ = tx.update(grads, tx.init(pair.params), pair.params)
         ours = by_torch_name(pair, optax.apply_updates(pair.params, updates))
         for name in (n.removeprefix("grad:") for n in results if n.startswith("grad:")):
+            tolerance = 1e-4
             if kind == "sgd":
-                theirs = before[name] - SGD_RATE * results[f"grad:{name}"]
+                grad = results[f"grad:{name}"]
+                theirs = before[name] - SGD_RATE * grad
+                # Exact but for what `check_gradients` lets pass, which an array of small values shows.
+                tolerance = 1e-6 + 1e-4 * SGD_RATE * np.abs(grad).max() / np.abs(theirs).max()
             elif is_key_bias(name) or "c_attn.bias" in name:
                 continue
             else:

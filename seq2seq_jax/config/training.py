@@ -207,6 +207,9 @@ class TrainConfig:
     ema_decay: float | None = setting(
         None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
     )
+    update_norm: bool = setting(
+        True, help="the update's norm is a metric too; on a CPU that is some 5 % of a step", may_change=True
+    )
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
     profile_at: int | None = setting(
         None, help="a profile of the steps from this one on is written to profile/, for TensorBoard", may_change=True

@@ -104,9 +104,9 @@ class Groups:
         """The learning rate of each group after `count` steps."""
         return [jnp.asarray(group.schedule(count), jnp.float32) for group in self.groups]
 
-    def norms(self, name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def norms(self, name: str, tree: Mapping[str, Any] | None) -> dict[str, jax.Array]:
         """{name/label: norm} of the parts of a tree like the parameters, if there are several trained groups."""
-        if not self._shown:
+        if not self._shown or tree is None:
             return {}
         squares = [jnp.zeros((), jnp.float32)] * len(self.groups)
         for path, x in flatten_dict(tree, sep="/").items():
@@ -118,7 +118,8 @@ class Groups:
         return {f"{name}/{self.groups[g].label}": jnp.sqrt(squares[g]) for g in self._shown}
 
     def metrics(self, grads: Any, updates: Any, count: jax.Array) -> dict[str, jax.Array]:
-        """grad_norm/<label>, update_norm/<label> and learning_rate/<label> of trained groups, if there are several."""
+        """grad_norm/<label>, update_norm/<label> (but where updates is None) and learning_rate/<label> of trained groups,
+        if there are several."""
         rates = self.rates(count)
         shown = {f"learning_rate/{self.groups[g].label}": rates[g] for g in self._shown}
         return {**self.norms("grad_norm", grads), **self.norms("update_norm", updates), **shown}

@@ -217,6 +217,7 @@ def make_training(
         z_loss=config.z_loss,
         loss_chunk=config.loss_chunk,
         accumulation=config.batch.accumulation,
+        update_norm=config.update_norm,
         frozen=model_frozen,
     )
     begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)

@@ -97,6 +97,7 @@ def make_train_step(
     ema_decay: float | None = None,
     skip_above: float | None = None,
     scale_loss: bool = False,
+    update_norm: bool = True,
     **options: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function; its random numbers follow from the seed and the step alone, so a restart repeats them.
@@ -113,6 +114,7 @@ def make_train_step(
       merge: the model's parameters from the trained ones (`lora.merged`); None: they are the same.
       ema_decay: of state.ema, if the state has it.
       skip_above: see `judge`. scale_loss: the loss is scaled by state.guard.loss_scale (float16).
+      update_norm: whether that is among the metrics; for it alone XLA writes all updates to memory on a CPU.
       options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`; frozen is like the
         merged parameters.
 
@@ -143,12 +145,12 @@ def make_train_step(
             "loss": loss,
             "tokens": tokens,
             "grad_norm": norm,
-            "update_norm": optax.tree.norm(updates),
+            **({"update_norm": optax.tree.norm(updates)} if update_norm else {}),
             "learning_rate": schedule(count),
             "skipped": guard.skipped,
             "skipped_in_a_row": guard.in_a_row,
             **scale,
-            **({} if groups is None else groups.metrics(grads, updates, count)),
+            **({} if groups is None else groups.metrics(grads, updates if update_norm else None, count)),
         }
         return TrainState(state.step + 1, params, opt_state, guard, ema), metrics
 

@@ -54,6 +54,9 @@ def test_averages_skipped_steps_and_metrics(pair, batch):
     assert float(metrics["learning_rate/lower"]) == pytest.approx(1e-3)
     assert float(metrics["learning_rate/upper"]) == float(metrics["learning_rate"]) == pytest.approx(1e-2)
     assert not [name for name in metrics if "embeddings" in name], "a frozen group has no norms"
+    fewer, _, _ = training(pair, optimizer=optimizer, ema_decay=0.75, update_norm=False)
+    shown = jax.eval_shape(fewer.step, begin, batch)[1]
+    assert set(metrics) - set(shown) == {"update_norm", "update_norm/lower", "update_norm/upper"} and shown
 
     # One without targets: its loss is nan. Only counters move.
     bad = {**batch, "labels": np.full_like(batch["labels"], -100)}

@@ -18,7 +18,8 @@ def load(setting):
     jax.set_mesh(mesh)
     pair = s2s.from_pretrained(setting["directory"], mesh=mesh)
     values = {"encoder": setting["directory"], "decoder": setting["directory"], "data": {"train": "given"}}
-    values |= {"num_steps": 1000, "dtype": setting["dtype"], **setting.get("config", {})}
+    # No update_norm: the others do not measure it.
+    values |= {"num_steps": 1000, "dtype": setting["dtype"], "update_norm": False, **setting.get("config", {})}
     values["optimizer"] = {"learning_rate": setting["learning_rate"], "schedule": "constant"}
     training = make_training(from_mapping(TrainConfig, values), pair.model, pair.params, 1000)
     state = training.begin(pair.params)
