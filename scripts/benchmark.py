@@ -8,8 +8,8 @@ scripts/benchmark.py batches [--pair=DIR] [--data=DATA] [--output=FILE]    an ep
 decode's --rows is a comma list of: headline, grid (batch 1, 4, 16; beams 1, 4; source 128, 512; two sizes), growth (a
 token's cost from 16 to 128 steps), corpus (1,000 texts to their ends, by --pair), all, or shapes such as
 base:4x4x128x64 (SIZE:BATCHxBEAMSxSOURCExSTEPS; sizes base, small). train's: headline, cost (longer texts, other
-batches), all, or shapes such as base:8x128x64 (SIZE:BATCHxSOURCExTARGET). The others' environments are made on first
-use.
+batches and vocabularies), all, or shapes such as base:8x128x64 (SIZE:BATCHxSOURCExTARGET; sizes small-8k and
+small-120k, too, which are their vocabularies). The others' environments are made on first use.
 """
 
 import json

@@ -42,8 +42,9 @@ HEADLINES = {
     "cpu": (Row("base", 8, 128, 64), Row("small", 8, 128, 64)),
     "gpu": (Row("base", 32, 512, 128), Row("small", 32, 512, 128)),
 }
-# What a token costs as texts get longer, batches larger.
+# What a token costs as texts get longer, batches and vocabularies larger.
 COST = tuple(Row("small", *shape) for shape in ((8, 64, 32), (8, 256, 64), (8, 512, 64), (2, 128, 64), (32, 128, 64)))
+COST += (Row("small-8k", 8, 128, 64), Row("small-120k", 8, 128, 64))
 
 
 def parse_rows(names: Iterable[str], device: str) -> tuple[Row, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -11,6 +13,9 @@ from seq2seq_jax.models.kernels import Segments, check_kernel, fused_attention
 from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection
 from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
 from seq2seq_jax.parallel.rules import constrain
+
+# Scores of so many bytes stay in the caches of one CPU core while they are worked on.
+CACHED_SCORES = 4 * 2**20
 
 
 def attend(
@@ -24,7 +29,8 @@ def attend(
     bias: jax.Array | None = None,
     softcap: float | None = None,
     cached: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+    whole: bool = True,
+) -> tuple[jax.Array, jax.Array | None]:
     """Softmax attention; the softmax is float32.
 
     Args:
@@ -34,9 +40,10 @@ def attend(
       drop: a function on the attention weights, or None.
       bias: added to the scaled scores, [batch or 1, heads, queries, keys]. softcap: bounds them before that.
       cached: k is as the cache holds it, [batch, kv heads, head_dim, keys].
+      whole: false where the weights are not needed: long texts may be worked on a few heads at a time.
 
     Returns:
-      The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys].
+      The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys], or None if not whole.
     """
     shape, groups = q.shape, q.shape[1] // k.shape[1]
     if groups > 1:  # the queries that share keys stand in a row
@@ -45,6 +52,41 @@ def attend(
             mask = jnp.tile(mask, (1, 1, groups, 1))
         if bias is not None:
             bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)
+
+    def some(q, k, v, mask, bias):
+        return _attend(q, k, v, mask, scale, drop, bias=bias, softcap=softcap, cached=cached)
+
+    if whole:
+        y, weights = some(q, k, v, mask, bias)
+        weights = weights.reshape(*shape[:3], -1)
+    else:
+        y, weights = _by_heads(lambda *args: some(*args)[0], q, k, v, mask, bias), None
+    return y.reshape(shape), weights
+
+
+def _by_heads(some: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask, bias) -> jax.Array:
+    """some(q, k, v, mask, bias), on a CPU for as many heads of one row at a time as `CACHED_SCORES` allows."""
+    batch, heads, queries, _ = q.shape
+    each = max(1, CACHED_SCORES // (4 * queries * k.shape[2]))
+    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or batch * heads <= each:
+        return some(q, k, v, mask, bias)
+    each = next(n for n in range(min(each, heads), 0, -1) if heads % n == 0)
+    parts = heads // each
+    cut = lambda x: x.reshape(-1, 1, each, *x.shape[2:])
+
+    def one(xs):
+        part, *arrays = xs
+        row = part // parts
+        of_row = None if mask is None else mask[row if mask.shape[0] > 1 else 0][None]
+        of_part = None if bias is None else cut(bias)[part if bias.shape[0] > 1 else part % parts]
+        return some(*arrays, of_row, of_part)
+
+    y = jax.lax.map(one, (jnp.arange(batch * parts), cut(q), cut(k), cut(v)))
+    return y.reshape(q.shape[:3] + y.shape[4:])
+
+
+def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached) -> tuple[jax.Array, jax.Array]:
+    """`attend` where each head has keys of its own."""
     form = "bhqd,bhdk->bhqk" if cached else "bhqd,bhkd->bhqk"
     scores = jnp.einsum(form, q, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
@@ -60,8 +102,7 @@ def attend(
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
     y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v, preferred_element_type=jnp.float32)
     y = checkpoint_name(y, "attention_out")
-    y, weights = (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
-    return y.reshape(shape), weights.reshape(*shape[:3], -1)
+    return (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
 
 
 class Attention(Part):
@@ -155,8 +196,12 @@ class Attention(Part):
         bias: jax.Array | None = None,
         position_table: jax.Array | None = None,
         cached: bool = False,
+        whole: bool = True,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """x [batch, length, hidden], or columns, attends over keys_values; returns the like of x, and the weights."""
+        """x [batch, length, hidden], or columns, attends over keys_values; returns the like of x, and the weights.
+
+        Options are those of `attend`.
+        """
         q = self.queries(x, rotation)
         if position_table is not None:
             bias = self.position_scores(q, keys_values[0], position_table)
@@ -166,7 +211,7 @@ class Attention(Part):
         c, name = self.config, self.attention_impl
         options = {"scale": self.scale, "softcap": c.attention_softcap}
         if name == "xla":
-            y, weights = attend(q, *keys_values, mask, drop=drop, bias=bias, cached=cached, **options)
+            y, weights = attend(q, *keys_values, mask, drop=drop, bias=bias, cached=cached, whole=whole, **options)
         else:
             check_kernel(name, c, q, keys_values[0], dropout=drop is not None, bias=bias is not None)
             causal, window = (False, None) if self.cross else (c.causal, self.settings.window)

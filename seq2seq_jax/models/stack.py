@@ -130,8 +130,8 @@ class Block(Part):
         x = self._residual(x, "mlp", mlp, train)[0] if beside is None else x + beside
         return x, weights, cross_weights
 
-    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, train: bool, cached: bool = False):
-        """keys_values: those to attend over, from new ones; cached: keys are as the cache holds them."""
+    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, *, train: bool = False, **options):
+        """keys_values: those to attend over, from new ones. options: of `attend`."""
         c, attention = self.config, self.self_attention
         rotary = self.settings.rotary
         rotation = None if rotary is None else context.rotations[c.rotaries.index(rotary)]
@@ -146,16 +146,18 @@ class Block(Part):
             rotation=rotation,
             bias=bias,
             position_table=context.position_table,
-            cached=cached,
+            **options,
         )
 
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, LayerOutput]:
+        options = {"train": show.train, "whole": show.train or show.attentions}
+
         def self_attend(y):
-            return self._self_attend(y, lambda new: new, context, show.train)
+            return self._self_attend(y, lambda new: new, context, **options)
 
         def cross_attend(y):
             keys_values = self.cross_attention.keys_values(context.encoder_states)
-            return self.cross_attention(y, keys_values, context.cross_mask, train=show.train)
+            return self.cross_attention(y, keys_values, context.cross_mask, **options)
 
         new, weights, cross_weights = self._forward(
             x, self_attend, cross_attend if self.has_cross else None, show.train
@@ -186,7 +188,7 @@ class Block(Part):
             return written.keys[layer], written.values[layer]
 
         def self_attend(y):
-            return self._self_attend(y, write, context, False, cached=True)
+            return self._self_attend(y, write, context, cached=True)
 
         def cross_attend(y):
             return self.cross_attention(y, cache.cross[layer], cache.cross_mask[:, None, None, :], cached=True)

@@ -118,8 +118,10 @@ class Groups:
         return {f"{name}/{self.groups[g].label}": jnp.sqrt(squares[g]) for g in self._shown}
 
     def metrics(self, grads: Any, updates: Any, count: jax.Array) -> dict[str, jax.Array]:
-        """grad_norm/<label>, update_norm/<label> (but where updates is None) and learning_rate/<label> of trained groups,
-        if there are several."""
+        """grad_norm/<label>, update_norm/<label> and learning_rate/<label> of trained groups, if there are several.
+
+        updates: None for metrics without their norms.
+        """
         rates = self.rates(count)
         shown = {f"learning_rate/{self.groups[g].label}": rates[g] for g in self._shown}
         return {**self.norms("grad_norm", grads), **self.norms("update_norm", updates), **shown}

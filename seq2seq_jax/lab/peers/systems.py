@@ -39,6 +39,7 @@ class Size(NamedTuple):
 
 
 SIZES = {"base": Size(12, 768, 12, 3072), "small": Size(6, 384, 12, 1536)}
+SIZES |= {f"small-{count}k": SIZES["small"]._replace(vocab=1000 * count) for count in (8, 120)}  # other vocabularies
 EVERYWHERE = ("cpu", "gpu")
 DTYPES = {"cpu": "float32", "gpu": "bfloat16"}  # by device
 
