@@ -208,7 +208,7 @@ class TrainConfig:
         None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
     )
     update_norm: bool = setting(
-        True, help="the update's norm is a metric too; on a CPU that is some 5 % of a step", may_change=True
+        True, help="the update's norm is a metric too; on a CPU that is 5 to 10 % of a step", may_change=True
     )
     log_every: int = setting(10, help="steps between lines of metrics.jsonl", may_change=True)
     profile_at: int | None = setting(

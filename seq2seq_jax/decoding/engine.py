@@ -20,6 +20,7 @@ from seq2seq_jax.decoding import loop
 from seq2seq_jax.decoding.loop import Carry, Rules, Source, Strategy
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.multihost import to_host
+from seq2seq_jax.parallel.rules import on_one_cpu
 
 # Capacities are multiples of this; the first is FIRST, or what the greatest length needs if that is less.
 BUCKET, FIRST = 32, 64
@@ -82,7 +83,7 @@ def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_id
     few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
     arguments = (source.ids, source.mask, token_type_ids)
     encode = lambda part: model.apply(variables, *part, method="encode")
-    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or few == batch:
+    if not on_one_cpu() or few == batch:
         return encode(arguments)
     parts = jax.tree.map(lambda a: a.reshape(-1, few, *a.shape[1:]), arguments)
     states = jax.lax.map(encode, parts)

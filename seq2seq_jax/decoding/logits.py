@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from seq2seq_jax.parallel.rules import on_one_cpu
+
 # Scores that are looked at together where the highest are sought.
 BLOCK = 64
 
@@ -74,7 +76,7 @@ def highest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     with ties in the same order.
     """
     rows = scores.shape[-1]
-    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or rows < 2 * count * BLOCK:
+    if not on_one_cpu() or rows < 2 * count * BLOCK:
         if count > 1:
             return jax.lax.top_k(scores, count)
         at = jnp.argmax(scores, axis=-1, keepdims=True)

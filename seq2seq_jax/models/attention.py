@@ -12,9 +12,9 @@ from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.models.kernels import Segments, check_kernel, fused_attention
 from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection
 from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
-from seq2seq_jax.parallel.rules import constrain
+from seq2seq_jax.parallel.rules import constrain, on_one_cpu
 
-# Scores of so many bytes stay in the caches of one CPU core while they are worked on.
+# Scores of so many bytes stay in a CPU's caches while they are worked on.
 CACHED_SCORES = 4 * 2**20
 
 
@@ -67,8 +67,8 @@ def attend(
 def _by_heads(some: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask, bias) -> jax.Array:
     """some(q, k, v, mask, bias), on a CPU for as many heads of one row at a time as `CACHED_SCORES` allows."""
     batch, heads, queries, _ = q.shape
-    each = max(1, CACHED_SCORES // (4 * queries * k.shape[2]))
-    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or batch * heads <= each:
+    each = max(1, CACHED_SCORES // (4 * queries * v.shape[2]))
+    if not on_one_cpu() or batch * heads <= each:
         return some(q, k, v, mask, bias)
     each = next(n for n in range(min(each, heads), 0, -1) if heads % n == 0)
     parts = heads // each
