@@ -77,17 +77,21 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
     return step
 
 
-def encoded(model: EncoderDecoder, variables: Any, source: Source, token_type_ids: Any) -> jax.Array:
-    """The source's states [batch, source, hidden]; on one CPU a few rows at a time (CPU_TOKENS)."""
+def source_read(model: EncoderDecoder, variables: Any, source: Source, token_type_ids: Any) -> tuple:
+    """The decoder layers' keys and values of the source; on one CPU a few rows at a time (CPU_TOKENS)."""
     batch, length = source.ids.shape
     few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
     arguments = (source.ids, source.mask, token_type_ids)
-    encode = lambda part: model.apply(variables, *part, method="encode")
+
+
+    def read(part):
+        states = model.apply(variables, *part, method="encode")
+        return model.apply(variables, states, method="source_keys_values")
+
     if not on_one_cpu() or few == batch:
-        return encode(arguments)
+        return read(arguments)
     parts = jax.tree.map(lambda a: a.reshape(-1, few, *a.shape[1:]), arguments)
-    states = jax.lax.map(encode, parts)
-    return states.reshape(batch, *states.shape[2:])
+    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), jax.lax.map(read, parts))
 
 
 class jitted:
@@ -118,8 +122,8 @@ class jitted:
 def start(model, strategy, capacity, params, source, token_type_ids, prompt, rules) -> Carry:
     """Encodes, projects the source once, reads the prompt."""
     variables = {"params": params}
-    states = encoded(model, variables, source, token_type_ids)
-    cache = model.apply(variables, states, source.mask, strategy.slots, capacity, method="init_cache")
+    cross = source_read(model, variables, source, token_type_ids)
+    cache = model.apply(variables, cross, source.mask, strategy.slots, capacity, method="empty_cache")
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)
 
 

@@ -235,7 +235,15 @@ class EncoderDecoder(nn.Module):
 
     def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
         """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""
-        return self.decoder.new_cache(self._project(encoder_states), attention_mask, num_beams, length, self.dtype)
+        return self.empty_cache(self.source_keys_values(encoder_states), attention_mask, num_beams, length)
+
+    def source_keys_values(self, encoder_states: jax.Array) -> tuple:
+        """What `Cache.cross` holds, of encoder states [batch, source, hidden]."""
+        return self.decoder.layers.cross_keys_values(self._project(encoder_states))
+
+    def empty_cache(self, cross: tuple, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
+        """`init_cache` of `source_keys_values` in place of states."""
+        return self.decoder.new_cache(cross, attention_mask, num_beams, length, self.dtype)
 
     def decode_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Logits [batch, beams, padded_vocab_size] after `tokens` [batch, beams, count], and the longer cache."""

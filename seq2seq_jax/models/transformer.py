@@ -135,9 +135,9 @@ class Transformer(Part):
     def logits(self, states: jax.Array) -> jax.Array:
         return self.head(states)
 
-    def new_cache(self, encoder_states: jax.Array, cross_mask: jax.Array, beams: int, length: int, dtype) -> Cache:
-        """An empty cache for `beams` hypotheses of up to `length` tokens, with the source projected once."""
-        c, batch = self.config, encoder_states.shape[0]
+    def new_cache(self, cross: tuple, cross_mask: jax.Array, beams: int, length: int, dtype) -> Cache:
+        """An empty cache for `beams` hypotheses of up to `length` tokens; `cross` are the source's keys and values."""
+        c, batch = self.config, cross_mask.shape[0]
 
         def empty(*shape):
             return constrain(jnp.zeros((batch, c.num_kv_heads, *shape), dtype), ("batch", "heads", None, None))
@@ -146,7 +146,7 @@ class Transformer(Part):
         return Cache(
             keys=tuple(empty(c.head_dim, length * beams) for _ in range(c.num_layers)),
             values=tuple(empty(length * beams, c.head_dim) for _ in range(c.num_layers)),
-            cross=self.layers.cross_keys_values(encoder_states),
+            cross=cross,
             cross_mask=cross_mask.astype(bool),
             ancestry=jnp.broadcast_to(slots, (batch, beams, length)),
             index=jnp.zeros((), jnp.int32),
