@@ -28,8 +28,9 @@ BUCKET, FIRST = 32, 64
 SHRINK = 4
 # Between looks at the clock, or calls of a callback, so many tokens.
 TICK = 8
-# Source tokens that a CPU encodes at a time: with more, products are no quicker and attention's weights larger.
-CPU_TOKENS = 2048
+# Source tokens that a CPU encodes at a time: with more, products are no quicker, what they leave is no longer in the
+# caches, and the keys and values of all rows would be copied to their order in the cache, twice.
+CPU_TOKENS = 1024
 # YNNPACK for reductions (softmax) only.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
@@ -82,7 +83,6 @@ def source_read(model: EncoderDecoder, variables: Any, source: Source, token_typ
     batch, length = source.ids.shape
     few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
     arguments = (source.ids, source.mask, token_type_ids)
-
 
     def read(part):
         states = model.apply(variables, *part, method="encode")

@@ -56,6 +56,19 @@ def same(a, b):
         np.testing.assert_allclose(a.sequences_scores, b.sequences_scores, rtol=1e-5)
 
 
+def test_source_read_in_parts_is_read_whole(pair, monkeypatch):
+    model, variables = pair.model.for_decoding(), {"params": pair.model.decoding_params(pair.params)}
+    draw = np.random.default_rng(1)
+    mask, types = draw.random(SOURCE.shape) > 0.3, draw.integers(0, 2, SOURCE.shape)
+    states = model.apply(variables, SOURCE, mask, types, method="encode")
+    expected = model.apply(variables, states, method="source_keys_values")
+    monkeypatch.setattr(engine, "CPU_TOKENS", 4 * SOURCE.shape[1])  # of nine rows three at a time
+    source = engine.Source(SOURCE, mask, np.arange(len(SOURCE)))
+    lowered = jax.jit(lambda: engine.source_read(model, variables, source, types)).lower()
+    assert "while" in lowered.as_text() and "tensor<3x3x11xi1>" in lowered.as_text()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), lowered.compile()(), expected)
+
+
 QUICK = ("beam",)
 
 

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.families.registry import from_hf
+from seq2seq_jax.models import layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.targets import shift_tokens_right
@@ -204,6 +205,21 @@ def test_cached_equals_uncached_and_beams_keep_apart(pair, apply):
             full = apply(input_ids=source[row : row + 1], attention_mask=mask[row : row + 1],
                          decoder_input_ids=whole).logits[0, -1]  # fmt: skip
             np.testing.assert_allclose(logits[row, beam, : full.shape[0]], full, atol=1e-5 * float(np.abs(full).max()))
+
+
+def test_few_tokens_meet_the_head_as_columns(one, monkeypatch):
+    """The same logits, in another order of the product."""
+    states = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, 12)), jnp.float32)
+    head = lambda model, x: model.decoder.logits(x)
+
+    def lowered():
+        return jax.jit(lambda x: one.model.apply({"params": one.params}, x, method=head)).lower(states)
+
+    columns = lowered()
+    monkeypatch.setattr(layers, "FEW_TOKENS", 5)
+    rows = lowered()
+    assert "transpose" in columns.as_text() and "transpose" not in rows.as_text()
+    np.testing.assert_allclose(columns.compile()(states), rows.compile()(states), rtol=1e-5, atol=1e-5)
 
 
 def test_id_outside_the_vocabulary(pair, apply):
