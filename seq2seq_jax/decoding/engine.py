@@ -28,8 +28,8 @@ BUCKET, FIRST = 32, 64
 SHRINK = 4
 # Between looks at the clock, or calls of a callback, so many tokens.
 TICK = 8
-# Source tokens that a CPU encodes at a time: with more, products are no quicker, what they leave is no longer in the
-# caches, and the keys and values of all rows would be copied to their order in the cache, twice.
+# Source tokens that a CPU encodes at a time: with more, products are no quicker, and where all rows are one part XLA
+# copies their keys and values to the cache's order, twice.
 CPU_TOKENS = 1024
 # YNNPACK for reductions (softmax) only.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
@@ -79,7 +79,7 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
 
 
 def source_read(model: EncoderDecoder, variables: Any, source: Source, token_type_ids: Any) -> tuple:
-    """The decoder layers' keys and values of the source; on one CPU a few rows at a time (CPU_TOKENS)."""
+    """The model's `source_keys_values` of the source's ids; on one CPU a few rows at a time (CPU_TOKENS)."""
     batch, length = source.ids.shape
     few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
     arguments = (source.ids, source.mask, token_type_ids)
