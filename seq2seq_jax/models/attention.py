@@ -16,6 +16,8 @@ from seq2seq_jax.parallel.rules import constrain, on_one_cpu
 
 # Scores of so many bytes stay in a CPU's caches while they are worked on.
 CACHED_SCORES = 4 * 2**20
+# A CPU multiplies a few queries with so many keys quicker than with a long row of them.
+KEY_TILE = 32
 
 
 def attend(
@@ -39,7 +41,7 @@ def attend(
         nothing: its output is 0, as in torch's scaled_dot_product_attention.
       drop: a function on the attention weights, or None.
       bias: added to the scaled scores, [batch or 1, heads, queries, keys]. softcap: bounds them before that.
-      cached: k is as the cache holds it, [batch, kv heads, head_dim, keys].
+      cached: k is as the cache holds it, [batch, kv heads, head_dim, keys], or of a source as `source_keys` gives it.
       whole: false where the weights are not needed: long texts may be worked on a few heads at a time.
 
     Returns:
@@ -87,8 +89,7 @@ def _by_heads(some: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask, bi
 
 def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached) -> tuple[jax.Array, jax.Array]:
     """`attend` where each head has keys of its own."""
-    form = "bhqd,bhdk->bhqk" if cached else "bhqd,bhkd->bhqk"
-    scores = jnp.einsum(form, q, k, preferred_element_type=jnp.float32) * scale
+    scores = _products(q, k, cached) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
@@ -103,6 +104,25 @@ def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached) -> tuple[jax.A
     y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v, preferred_element_type=jnp.float32)
     y = checkpoint_name(y, "attention_out")
     return (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
+
+
+def _products(q: jax.Array, k: jax.Array, cached: bool) -> jax.Array:
+    """Each query with each key, float32 [batch, heads, queries, keys]."""
+    if k.ndim == 4:
+        form = "bhqd,bhdk->bhqk" if cached else "bhqd,bhkd->bhqk"
+        return jnp.einsum(form, q, k, preferred_element_type=jnp.float32)
+    q = jnp.broadcast_to(q[:, :, None], (*k.shape[:3], *q.shape[2:]))
+    # Tiles stay a batch axis of the product and move after it: as its output's order XLA would move the keys.
+    products = jnp.einsum("bhtqd,bhtdk->bhtqk", q, k, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(products, 2, 3).reshape(*k.shape[:2], q.shape[3], -1)
+
+
+def source_keys(k: jax.Array) -> jax.Array:
+    """Keys [batch, kv heads, source, head_dim] as a cache holds a source's: [batch, kv heads, head_dim, source], and
+    on one CPU, where they fill tiles, [batch, kv heads, tiles, head_dim, KEY_TILE]."""
+    if on_one_cpu() and k.shape[2] % KEY_TILE == 0:
+        k = k.reshape(*k.shape[:2], -1, KEY_TILE, k.shape[3])
+    return jnp.swapaxes(k, -2, -1)
 
 
 class Attention(Part):

@@ -18,8 +18,8 @@ class Cache:
       keys: per layer, [batch, kv heads, head_dim, length * beams]: position by position, all beams of each. Flat,
         because a reshape between the update and the attention would make XLA copy them on every step, and in the
         order in which the attention reads them. values: likewise, [batch, kv heads, length * beams, head_dim].
-      cross: per layer, keys and values of the source in the same two orders, one copy for all beams; None in a layer
-        without cross-attention.
+      cross: per layer, the source's keys as `attention.source_keys` gives them and its values
+        [batch, kv heads, source, head_dim], one copy for all beams; None in a layer without cross-attention.
       cross_mask: bool [batch, source], where the source has tokens.
       ancestry: int32 [batch, beams, length], the slot that holds a position of this hypothesis.
       index: int32 scalar, positions written so far.

@@ -238,8 +238,8 @@ class EncoderDecoder(nn.Module):
         return self.empty_cache(self.source_keys_values(encoder_states), attention_mask, num_beams, length)
 
     def source_keys_values(self, encoder_states: jax.Array) -> tuple:
-        """What `Cache.cross` holds, of encoder states [batch, source, hidden]: for each decoder layer
-        keys [batch, kv heads, head_dim, source] and values [batch, kv heads, source, head_dim], or None."""
+        """What `Cache.cross` holds, of encoder states [batch, source, hidden]: for each decoder layer keys as
+        `attention.source_keys` gives them and values [batch, kv heads, source, head_dim], or None."""
         return self.decoder.layers.cross_keys_values(self._project(encoder_states))
 
     def empty_cache(self, cross: tuple, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:

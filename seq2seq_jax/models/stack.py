@@ -20,7 +20,7 @@ from flax import struct
 
 from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
 from seq2seq_jax.int8 import quantise
-from seq2seq_jax.models.attention import Attention
+from seq2seq_jax.models.attention import Attention, source_keys
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.kernels import Segments
 from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part
@@ -170,11 +170,11 @@ class Block(Part):
         return new, shown
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """Keys [batch, heads, head_dim, source] and values [batch, heads, source, head_dim] for the cache."""
+        """Keys as `source_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
         if not self.has_cross:
             return None
         k, v = self.cross_attention.keys_values(encoder_states)
-        return jnp.swapaxes(k, 2, 3), v
+        return source_keys(k), v
 
     def decode(
         self, x: jax.Array, layer: int, cache: Cache, beams: int, context: Context

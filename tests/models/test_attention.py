@@ -31,6 +31,19 @@ def test_few_heads_at_a_time_are_all_heads(monkeypatch, batch, heads, kv_heads, 
     np.testing.assert_allclose(lowered.compile()(q), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_keys_in_tiles_are_keys(monkeypatch):
+    monkeypatch.setattr(attention, "KEY_TILE", 8)
+    draw = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+    q, k, v = normal(2, 6, 5, 4), normal(2, 3, 24, 4), normal(2, 3, 24, 4)
+    mask = jnp.asarray(draw.random((2, 1, 5, 24)) > 0.3)
+    tiles = attention.source_keys(k)
+    assert tiles.shape == (2, 3, 3, 4, 8) and attention.source_keys(k[:, :, :23]).shape == (2, 3, 4, 23)
+    expected = attention.attend(q, k, v, mask, 0.3)
+    for found, asked in zip(attention.attend(q, tiles, v, mask, 0.3, cached=True), expected):
+        np.testing.assert_allclose(found, asked, rtol=1e-5, atol=1e-6)
+
+
 def test_weights_are_of_all_heads(monkeypatch):
     monkeypatch.setattr(attention, "CACHED_SCORES", 1)
     q = jnp.ones((2, 3, 4, 8))

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.families.registry import from_hf
-from seq2seq_jax.models import layers
+from seq2seq_jax.models import attention, layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.targets import shift_tokens_right
@@ -180,15 +180,18 @@ def test_shown_layers(one):
     np.testing.assert_array_equal(out.encoder_hidden_states[-1], out.encoder_last_hidden_state)
 
 
-def test_cached_equals_uncached_and_beams_keep_apart(pair, apply):
+@pytest.mark.parametrize("tile, axes", [(3, 5), (4, 4)], ids=["source in tiles", "source whole"])
+def test_cached_equals_uncached_and_beams_keep_apart(pair, apply, monkeypatch, tile, axes):
     """Beams of one row decode different tokens in one cache, swap places half-way, and stay what they were."""
+    monkeypatch.setattr(attention, "KEY_TILE", tile)
     model, params = pair.model.for_decoding(), pair.model.decoding_params(pair.params)
-    source, mask = ids(0, 2, 5), np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 0]])
+    source, mask = ids(0, 2, 6), np.array([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
     tokens = np.stack([ids(i, 2, 6) for i in range(3)], axis=1)  # [batch, beams, length]
     tokens[:, :, 0] = 1
     variables = {"params": params}
     states = model.apply(variables, source, mask, method="encode")
     cache = model.apply(variables, states, mask, 3, 8, method="init_cache")
+    assert {cross[0].ndim for cross in cache.cross if cross is not None} == {axes}
     step = jax.jit(lambda t, c: model.apply(variables, t, c, method="decode_step"))
     logits, cache = step(tokens[:, :1, :1], cache)
     cache = cache.after_prompt()
