@@ -77,7 +77,7 @@ def line_decoder(mesh) -> tuple[LineDecoder, str | None]:
         longest = data.max_source_length if longest is None else longest
         field = field or data.source_field
     decoder = LineDecoder(
-        pretrained,
+        pretrained.for_decoding(),
         tokenizers,
         window=FLAGS.window or 64 * FLAGS.batch_size,
         batch_size=FLAGS.batch_size,

@@ -76,7 +76,8 @@ def generate(
     of 32, change nothing. Under `jax.set_mesh` it runs on the mesh that `params` are on.
 
     Args:
-      params: the once-stored tree; its decoding form is made once and kept while the tree lives.
+      params: the once-stored tree, whose decoding form is made once and kept while the tree lives; or, of a model in
+        decoding form (`Pretrained.for_decoding`), that form.
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens. None: all are tokens; pads are not
         guessed, as the two sides' pad tokens may differ.
       generation_config: settings; None: the defaults. overrides: changes to them (num_beams=4, ...).
@@ -366,7 +367,10 @@ _lock = threading.RLock()
 
 
 def decoding_params(model: EncoderDecoder, params: Mapping[str, Any]) -> dict[str, Any]:
-    """`model.decoding_params(params)`, made once while the arrays of `params` live; the last tree is remembered."""
+    """`model.decoding_params(params)`, made once while the arrays of `params` live; the last tree is remembered. Those
+    of a model in decoding form are in that form."""
+    if model.unrolled:
+        return params
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return model.decoding_params(params)

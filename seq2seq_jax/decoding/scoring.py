@@ -52,7 +52,7 @@ def score(
     """Log-probabilities of targets, given all that stands before each token. Compiles once per shape.
 
     Args:
-      params: the once-stored tree.
+      params: those of the model, stored or in decoding form.
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens; None: all are.
       labels: int [batch * n, target], n targets for each source in a row; -100 where there is nothing to predict. They
         are shifted right to make the decoder's inputs, as in training.

@@ -292,6 +292,15 @@ class Stack(Part):
 
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
         """x [batch, length, hidden] through all layers; one `LayerOutput` per layer."""
+        if not self.columns:
+            return self._through(x, context, show)
+        x, shown = self._through(_as_columns(x), context, show)
+        return _as_rows(x), [
+            output if output.hidden is None else output.replace(hidden=_as_rows(output.hidden)) for output in shown
+        ]
+
+    def _through(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
+        """`__call__`, x and what is shown of it in the form of the layers."""
         shown: list[LayerOutput] = []
         if self.config.shared_layers is not None:
             return self._shared(x, context, show)
@@ -342,11 +351,19 @@ class Stack(Part):
           and the extended cache.
         """
         count, seen = x.shape[1] // beams, None
-        x = jnp.transpose(x, (2, 0, 1))
+        x = _as_columns(x)
         for i, block in enumerate(self._layers()):
             x, weights, cache = block.decode(x, i, cache, beams, context)
             seen = seen if weights is None else weights
-        return jnp.transpose(x, (1, 2, 0)), seen, cache.replace(index=cache.index + count)
+        return _as_rows(x), seen, cache.replace(index=cache.index + count)
+
+
+def _as_columns(x: jax.Array) -> jax.Array:
+    return jnp.transpose(x, (2, 0, 1))
+
+
+def _as_rows(x: jax.Array) -> jax.Array:
+    return jnp.transpose(x, (1, 2, 0))
 
 
 def layer_slot(config: TransformerConfig, index: int) -> tuple[str, int | None]:

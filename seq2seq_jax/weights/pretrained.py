@@ -65,6 +65,18 @@ class Pretrained:
         settings = self.generation_config if generation_config is None else generation_config
         compile_generate(self.model, self.params, shape, settings, **options)
 
+    def for_decoding(self) -> Pretrained:
+        """The pair for use alone: its parameters are in the form that `generate` wants, which else makes and keeps a
+        second copy of them, with `quantize` as int8. To train or save it takes the pair that it was made of."""
+        if self.model.unrolled:
+            return self
+        return self.replace(model=self.model.for_decoding(), params=self.model.decoding_params(self.params))
+
+    def check_stored(self, purpose: str) -> None:
+        """Raises ValueError if parameters in decoding form were to be put to `purpose`."""
+        if self.model.unrolled:
+            raise ValueError(f"this pair is in decoding form, which {purpose}; take the pair it was made of")
+
     def replace(self, **changes: Any) -> Pretrained:
         """A copy with fields replaced, such as `params` after training."""
         return dataclasses.replace(self, **changes)
@@ -74,6 +86,7 @@ def quantize(pretrained: Pretrained) -> Pretrained:
     """The pair, decoding with int8: kernels of all layers and the head, one scale an output, and the tokens that meet
     them, one scale a token. Parameters, training and saving are as before; outputs may differ a little.
     """
+    pretrained.check_stored("has the kernels that it has")
     return pretrained.replace(model=pretrained.model.clone(int8=True))
 
 
@@ -347,6 +360,7 @@ def save_decoder(
 
 def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a pair's file, in `dtype`, or in its own of the source (new ones: as most of them)."""
+    pretrained.check_stored("is not written")
     usual = Counter(pretrained.dtypes.values()).most_common(1)
     usual = usual[0][0] if usual else "float32"
     for name, make in torch_tensors(pretrained.model, pretrained.params):
@@ -368,6 +382,7 @@ def save_orbax(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
     """Writes an Orbax / TensorStore directory that `from_pretrained` loads: sharded in, sharded out, no torch names."""
+    pretrained.check_stored("is not written")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     native.save_params(directory, pretrained.config, pretrained.params)

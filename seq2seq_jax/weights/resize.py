@@ -35,6 +35,7 @@ def resize_token_embeddings(pretrained: Pretrained, n: int, *, side: str) -> Pre
         raise ValueError(f"side {side!r} is unknown; give 'source' or 'target'")
     if n < 1:
         raise ValueError(f"a vocabulary of {n} tokens is none; give 1 or more")
+    pretrained.check_stored("has tables of one size")
     config = pretrained.config
     shared = any(a.target.startswith("decoder/embeddings") for a in ties.aliases(config))
     roles = ("encoder", "decoder") if shared else (SIDES[side],)

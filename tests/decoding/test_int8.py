@@ -69,6 +69,10 @@ def test_a_pair_decodes_both_ways(pair):
     settings = {"num_beams": 2, "max_length": 8}
     exact = pair.generate(IDS, **settings)
     near = s2s.quantize(pair).generate(IDS, **settings)
+    form = s2s.quantize(pair).for_decoding()
+    np.testing.assert_array_equal(form.generate(IDS, **settings).sequences_scores, near.sequences_scores)
+    log_probs = [s2s.score(p.model, p.params, IDS, None, exact.sequences).token_log_probs for p in (form, pair)]
+    assert 0 < np.abs(log_probs[0] - log_probs[1]).max() < 0.01
     assert near.sequences_scores.shape == exact.sequences_scores.shape
     assert (np.asarray(near.sequences_scores) != np.asarray(exact.sequences_scores)).any()
     np.testing.assert_array_equal(pair.generate(IDS, **settings).sequences, exact.sequences)

@@ -9,12 +9,14 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig
+from seq2seq_jax.decoding.generate import decoding_params
 from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.models import attention, layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.targets import shift_tokens_right
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, quantize, save_orbax, save_pretrained
+from seq2seq_jax.weights.resize import resize_token_embeddings
 
 BERT = {
     "model_type": "bert",
@@ -208,6 +210,34 @@ def test_cached_equals_uncached_and_beams_keep_apart(pair, apply, monkeypatch, t
             full = apply(input_ids=source[row : row + 1], attention_mask=mask[row : row + 1],
                          decoder_input_ids=whole).logits[0, -1]  # fmt: skip
             np.testing.assert_allclose(logits[row, beam, : full.shape[0]], full, atol=1e-5 * float(np.abs(full).max()))
+
+
+def test_decoding_form_is_the_pair(pair, apply):
+    """The same numbers, and no second copy of the parameters."""
+    form = pair.for_decoding()
+    assert form.for_decoding() is form and decoding_params(form.model, form.params) is form.params
+    source, target = ids(0, 2, 5), ids(1, 2, 4)
+    shown = {"input_ids": source, "decoder_input_ids": target, "output_attentions": True, "output_hidden_states": True}
+    expected = pair.model.apply({"params": pair.params}, **shown)
+    found = form.model.apply({"params": form.params}, **shown)
+    for asked, given in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(given, asked, rtol=1e-4, atol=1e-5)
+    settings = {"num_beams": 2, "max_length": 6, "output_scores": True}
+    np.testing.assert_array_equal(
+        form.generate(source, **settings).sequences, pair.generate(source, **settings).sequences
+    )
+
+
+def test_decoding_form_is_not_stored(one, tmp_path):
+    form = one.for_decoding()
+    with pytest.raises(ValueError, match="is in decoding form, which is not written; take the pair it was made of"):
+        save_pretrained(tmp_path / "torch", form)
+    with pytest.raises(ValueError, match="is in decoding form, which is not written"):
+        save_orbax(tmp_path / "orbax", form)
+    with pytest.raises(ValueError, match="is in decoding form, which has tables of one size"):
+        resize_token_embeddings(form, 40, side="source")
+    with pytest.raises(ValueError, match="is in decoding form, which has the kernels that it has"):
+        quantize(form)
 
 
 def test_few_tokens_meet_the_head_as_columns(one, monkeypatch):

@@ -15,7 +15,7 @@ def load(setting):
         raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
     dtype = jnp.dtype(setting["dtype"])
     pair = s2s.from_pretrained(setting["directory"], dtype=dtype, param_dtype=dtype)
-    return s2s.quantize(pair) if setting.get("int8") else pair, setting
+    return (s2s.quantize(pair) if setting.get("int8") else pair).for_decoding(), setting
 
 
 def decode(state, request):
