@@ -73,6 +73,13 @@ def test_a_pair_decodes_both_ways(pair):
     np.testing.assert_array_equal(form.generate(IDS, **settings).sequences_scores, near.sequences_scores)
     log_probs = [s2s.score(p.model, p.params, IDS, None, exact.sequences).token_log_probs for p in (form, pair)]
     assert 0 < np.abs(log_probs[0] - log_probs[1]).max() < 0.01
+    losses = [
+        form.model.apply(
+            {"params": form.params}, input_ids=IDS, labels=exact.sequences, chunk=chunk, method="token_losses"
+        )
+        for chunk in (None, 4)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert near.sequences_scores.shape == exact.sequences_scores.shape
     assert (np.asarray(near.sequences_scores) != np.asarray(exact.sequences_scores)).any()
     np.testing.assert_array_equal(pair.generate(IDS, **settings).sequences, exact.sequences)
