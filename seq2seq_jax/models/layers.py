@@ -312,9 +312,10 @@ class Head(Part):
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
     def token_losses(self, x: jax.Array, labels: jax.Array, *, chunk: int | None, **options) -> jax.Array:
-        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time, None: of all."""
+        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time. None, or
+        int8 kernels, which are for decoding: of all."""
         c = self.config
-        if chunk is None or self.kernel.dtype == jnp.int8:  # which is for decoding, and in no loss of chunks
+        if chunk is None or self.kernel.dtype == jnp.int8:
             return token_losses(self(x), labels, vocab_size=c.vocab_size, **options)
         options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap, "chunk": chunk}
         return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, **options)

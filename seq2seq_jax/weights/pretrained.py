@@ -67,7 +67,8 @@ class Pretrained:
 
     def for_decoding(self) -> Pretrained:
         """The pair for use alone: its parameters are in the form that `generate` wants, which else makes and keeps a
-        second copy of them, with `quantize` as int8. To train or save it takes the pair that it was made of."""
+        second copy of them, with `quantize` as int8. To train, save, resize or quantise, take the pair that it was made
+        of; of this one the last three raise ValueError."""
         if self.model.unrolled:
             return self
         return self.replace(model=self.model.for_decoding(), params=self.model.decoding_params(self.params))

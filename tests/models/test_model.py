@@ -212,7 +212,7 @@ def test_cached_equals_uncached_and_beams_keep_apart(pair, apply, monkeypatch, t
             np.testing.assert_allclose(logits[row, beam, : full.shape[0]], full, atol=1e-5 * float(np.abs(full).max()))
 
 
-def test_decoding_form_is_the_pair(pair, apply):
+def test_decoding_form_is_the_pair(pair):
     """The same numbers, and no second copy of the parameters."""
     form = pair.for_decoding()
     assert form.for_decoding() is form and decoding_params(form.model, form.params) is form.params
