@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from seq2seq_jax.config import TrainConfig, from_mapping, parse_settings
 from seq2seq_jax.parallel import multihost
+from seq2seq_jax.parallel.host_memory import keep_memory
 from seq2seq_jax.training.configs import OPEN_SECTIONS, describe
 from seq2seq_jax.training.loop import Stopped, train
 
@@ -39,6 +40,7 @@ def main(argv):
         if flag.value is None:
             raise app.UsageError(f"--{flag.name} is missing; see the top of --help for a whole command")
     process_flags.start()
+    keep_memory()
     config = CONFIG.value.to_dict()
     for path, value in parse_settings(SET.value).items():
         section, _, name = path.partition(".")

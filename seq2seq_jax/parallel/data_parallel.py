@@ -35,6 +35,10 @@ class PmapStep:
         state, metrics = self._mapped(state, split(batch, len(self.devices)))
         return state, unreplicate(metrics)
 
+    def lower(self, state: Any, batch: Mapping[str, np.ndarray]) -> Any:
+        """The step's program for arguments like these, to be compiled, as of a jitted function."""
+        return self._mapped.lower(state, split(batch, len(self.devices)))
+
     def replicate(self, tree: Any) -> Any:
         """Every leaf with a leading axis of one copy per device, each on its device."""
         sharding = NamedSharding(Mesh(np.asarray(self.devices), (AXIS,)), PartitionSpec(AXIS))

@@ -23,6 +23,7 @@ from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
+from seq2seq_jax.parallel.host_memory import release_memory
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
@@ -199,10 +200,16 @@ class Run:
             for number in range(start + 1, self.num_steps + 1):
                 with meter.during("data"):
                     batch = next(planned)
+                placed = self._placed(batch)
+                first = meter.first(batch.bucket)
+                if first:
+                    with meter.during("compile"):
+                        self.step.lower(self._state, placed).compile()  # the call below finds it
                 profile.before(number)
-                with meter.compiling(batch.bucket):
-                    self._state, metrics = self.step(self._state, self._placed(batch))
+                self._state, metrics = self.step(self._state, placed)
                 profile.after(number, metrics)
+                if first:
+                    release_memory()
                 meter.step(number, metrics, batch)
                 signalled = interrupted()
                 stop = signalled or ("asked to" if number == stop_at else None)

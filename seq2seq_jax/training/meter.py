@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ class Meter:
         self._lost[what] += seconds
         self._paused += 0.0 if what == "data" else seconds
 
-    def compiling(self, bucket: Bucket) -> Any:
-        """Around the start of a step: of the first of its shape the time is the compiler's."""
+    def first(self, bucket: Bucket) -> bool:
+        """Whether a step is the first of its shape, and is to be compiled."""
         if bucket in self._work:
-            return nullcontext()
+            return False
         self._work[bucket] = self._flops(bucket.rows, bucket.source_length, bucket.target_length)
-        return self.during("compile")
+        return True
 
     def step(self, number: int, metrics: dict[str, jax.Array], batch: HostBatch) -> None:
         """Takes the metrics of a step that was begun, and reads those of the step before."""

@@ -7,11 +7,13 @@ from ours_decode import peak, rates, reset
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import TrainConfig, from_mapping
+from seq2seq_jax.parallel.host_memory import keep_memory, release_memory
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
 from seq2seq_jax.training.setup import make_training
 
 
 def load(setting):
+    keep_memory()  # as scripts/train.py does, and below its loop
     if jax.default_backend() != setting["device"]:
         raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
     mesh = make_mesh(data=-1)
@@ -29,11 +31,16 @@ def load(setting):
 
 def train(loaded, request):
     held = loaded[0]
-    batch = {name: np.asarray(rows, np.int32) for name, rows in request["arrays"].items()}
+    batch, new = {name: np.asarray(rows, np.int32) for name, rows in request["arrays"].items()}, True
 
     def work():
+        nonlocal new
         held["state"], metrics = held["step"](held["state"], shard_batch(batch, held["mesh"]))
-        return {"loss": float(metrics["loss"])}
+        loss = float(metrics["loss"])
+        if new:
+            release_memory()
+        new = False
+        return {"loss": loss}
 
     return work
 

@@ -81,7 +81,6 @@ def _variables(python: Path | None, device: str = "cpu") -> dict[str, str]:
         variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [path])])
     if device == "cpu":
         variables["JAX_PLATFORMS"] = "cpu"
-        variables.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # large pages, which help all of them
     else:
         variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # peers share the GPU
     return variables

@@ -1,0 +1,35 @@
+"""A process that computes on a CPU takes no new memory for each step."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from seq2seq_jax.parallel.host_memory import keep_memory
+
+kept = sys.argv[1] == "keep" and keep_memory()
+step = jax.jit(lambda x: (jnp.tanh(x[:, None] * x) @ jnp.cos(x[:, None] - x)).sum(0))  # temporaries of 16 MiB each
+x = jnp.arange(2048.0)
+for _ in range(4):  # the heap takes some steps to settle
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step(x).block_until_ready()
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_steps_use_the_memory_of_the_step_before():
+    def faults(how):
+        done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
+        return tuple(map(int, done.stdout.split()))
+
+    (_, given_back), (kept, held) = faults("leave"), faults("keep")
+    if not kept:
+        pytest.skip("another C library")
+    assert given_back > 3 * 2 * 4096, "pages of 4 KiB for two of them, or the program shows nothing"
+    assert held < given_back / 20
