@@ -13,12 +13,12 @@ from seq2seq_jax.parallel.host_memory import keep_memory
 kept = sys.argv[1] == "keep" and keep_memory()
 step = jax.jit(lambda x: (jnp.tanh(x[:, None] * x) @ jnp.cos(x[:, None] - x)).sum(0))  # temporaries of 16 MiB each
 x = jnp.arange(2048.0)
-for _ in range(4):  # the heap takes some steps to settle
+faults = []
+for _ in range(11):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    step(x).block_until_ready()
-print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(int(kept), sorted(faults)[5])  # of most steps: the heap takes some to settle
 """
 
 
@@ -31,5 +31,5 @@ def test_steps_use_the_memory_of_the_step_before():
     (_, given_back), (kept, held) = faults("leave"), faults("keep")
     if not kept:
         pytest.skip("another C library")
-    assert given_back > 3 * 2 * 4096, "pages of 4 KiB for two of them, or the program shows nothing"
+    assert given_back > 2 * 4096, "pages of 4 KiB for two of them, or the program shows nothing"
     assert held < given_back / 20
