@@ -24,7 +24,7 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 FEW_TOKENS = 32
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),  # as torch; jax's takes erfc, which costs more
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # by erfc: erf costs less, its rounding shows
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
