@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 
 import jax
@@ -42,4 +43,4 @@ def release_memory() -> None:
 
 
 def _glibc(name: str) -> Callable[..., int] | None:
-    return getattr(ctypes.CDLL(None), name, None)
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
