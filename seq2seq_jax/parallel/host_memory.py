@@ -14,7 +14,8 @@ NEVER = -1  # as a size: the largest
 
 
 def keep_memory() -> bool:
-    """Lets a process that computes on a CPU use the memory of one step again in the next; elsewhere does nothing.
+    """Lets a process that computes on a CPU use the memory of one step again in the next; elsewhere malloc stays as it
+    is.
 
     XLA asks malloc for a program's temporaries each time it runs (2.1 GB in a training step of two BERT bases), and
     malloc gives blocks of that size back to the system as soon as they are free, which then clears their pages anew in
@@ -22,10 +23,11 @@ def keep_memory() -> bool:
     in the thread that calls it, so that its memory is free when the call returns, and comes from the heap: the arenas
     of other threads hold no blocks so large.
 
-    To be called before anything else touches a device, since jax then settles where programs run.
+    To be called before anything else touches a device, since jax then settles in which thread programs run; later, the
+    large blocks are given back as before, and the answer does not tell.
 
     Returns:
-      Whether memory is kept: on a CPU, with glibc.
+      Whether malloc took the settings: on a CPU, with glibc.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu":

@@ -1,5 +1,6 @@
 """A process that computes on a CPU takes no new memory for each step."""
 
+import platform
 import subprocess
 import sys
 
@@ -22,14 +23,13 @@ print(int(kept), sorted(faults)[5])  # of most steps: the heap takes some to set
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_steps_use_the_memory_of_the_step_before():
     def faults(how):
         done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
         return tuple(map(int, done.stdout.split()))
 
     (_, given_back), (kept, held) = faults("leave"), faults("keep")
-    if not kept:
-        pytest.skip("another C library")
+    assert kept
     assert given_back > 2 * 4096, "pages of 4 KiB for two of them, or the program shows nothing"
     assert held < given_back / 20
