@@ -66,9 +66,9 @@ class Groups:
 
     def __init__(self, groups: tuple[Group, ...], rules: Mapping[str, ArrayRule]):
         self.groups, self.rules = groups, rules
-        # What is measured apart: groups that are trained, where there are several.
         trained = [i for i, group in enumerate(groups) if group.begin < NEVER]
-        self._shown = trained if len(trained) > 1 else []
+        # What is measured apart: groups that are trained, where there are several.
+        self._shown, self._last = (trained if len(trained) > 1 else []), trained[-1]
 
     def is_frozen(self, path: str) -> bool:
         """Whether no part of an array is ever trained."""
@@ -118,13 +118,15 @@ class Groups:
         return {f"{name}/{self.groups[g].label}": jnp.sqrt(squares[g]) for g in self._shown}
 
     def metrics(self, grads: Any, updates: Any, count: jax.Array) -> dict[str, jax.Array]:
-        """grad_norm/<label>, update_norm/<label> and learning_rate/<label> of trained groups, if there are several.
+        """learning_rate of the last trained group, that of the rest; and, of each if there are several,
+        learning_rate/<label>, grad_norm/<label> and update_norm/<label>.
 
         updates: None for metrics without their norms.
         """
         rates = self.rates(count)
         shown = {f"learning_rate/{self.groups[g].label}": rates[g] for g in self._shown}
-        return {**self.norms("grad_norm", grads), **self.norms("update_norm", updates), **shown}
+        norms = {**self.norms("grad_norm", grads), **self.norms("update_norm", updates)}
+        return {"learning_rate": rates[self._last], **shown, **norms}
 
 
 def map_paths(function: Callable, *trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,10 +172,9 @@ def assign_groups(
             )
     groups = tuple(_resolved(rule, config, num_steps) for rule in rules)
     arrays = {path: _array_rule(config, pair, groups, path, names[path], chosen[path], x) for path, x in flat.items()}
-    found = Groups(groups, arrays)
-    if all(map(found.is_frozen, arrays)):
+    if all(groups[g].begin == NEVER for numbers in chosen.values() for g in numbers):
         raise ValueError("optimizer.freeze and optimizer.groups leave nothing to train; freeze less")
-    return found
+    return Groups(groups, arrays)
 
 
 def _first(rules: tuple[GroupConfig, ...], name: str) -> int:

@@ -92,6 +92,8 @@ class Run:
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
         say(_plan_text(self.plan, self.num_steps))
+        if (config.profile_at or 0) > self.num_steps:
+            raise ValueError(f"profile_at is {config.profile_at}, and the run has {self.num_steps} steps; lower it")
         check_division(self.plan, config.batch.accumulation, mesh)
 
         # Model.
@@ -139,14 +141,7 @@ class Run:
             say(f"going on from step {start} of {self.num_steps}")
         self.journal = Journal(self.workdir, start)
         try:
-            if start == 0 and self.config.evaluation.at_start:
-                self._measure(0)
-            last = None
-            if start and self._measured(start) and not self.store.scored(start):  # the signal came just before
-                last = self._measure(start)
-                self.store.add_scores(start, last.scores)
-            last = self._train(start, stop_at) or last
-            return self._finish(last)
+            return self._finish(self._train(start, stop_at))
         finally:
             self.journal.close()
 
@@ -181,9 +176,19 @@ class Run:
         self.journal.evaluation(number, evaluation)
         return evaluation
 
+    def _measure_first(self, start: int) -> Evaluation | None:
+        """What is to be evaluated before the first step."""
+        if start == 0:
+            return self._measure(0) if self.config.evaluation.at_start else None
+        if not self._measured(start) or self.store.scored(start):
+            return None
+        evaluation = self._measure(start)  # the signal came just before
+        self.store.add_scores(start, evaluation.scores)
+        return evaluation
+
     def _train(self, start: int, stop_at: int | None) -> Evaluation | None:
         """Steps `start` to the last one, with evaluations and checkpoints; returns the last evaluation."""
-        config, evaluation = self.config, None
+        config = self.config
         planned = batches(
             self.train,
             self.plan,
@@ -195,8 +200,13 @@ class Run:
         bar = tqdm(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
         with bar, ExitStack() as stack, _interrupts() as interrupted:
             meter = Meter(self.journal, bar, config, self.num_steps, self.store, self.flops)
+            stack.callback(meter.close)
             profile = Profile(self.workdir / PROFILE, config.profile_at, config.profile_steps)
+            if config.profile_at is not None and config.profile_at <= start:
+                say(f"no profile: profile_at is {config.profile_at}, and the run goes on from step {start}; raise it")
             stack.callback(profile.close)
+            with meter.during("evaluation"):
+                evaluation = self._measure_first(start)
             for number in range(start + 1, self.num_steps + 1):
                 with meter.during("data"):
                     batch = next(planned)

@@ -24,12 +24,12 @@ LOSSES = ("compile", "data", "evaluation", "checkpoint")
 
 
 class Meter:
-    """Watches the steps: reads their metrics one step late, so that the device never waits for the host.
+    """Watches the steps: reads their metrics when they are there, at the latest one step later, so that the device
+    never waits for the host.
 
     Each line of metrics has, beside the step's own: tokens_per_second (source and target, padding aside, compiling and
     pauses left out), mfu (FLOPs of the model's products a second, as a share of what the devices' 16-bit units can do;
-    where that is known), seconds/<what> lost since the start to each of `LOSSES`, and goodput, the share of the time
-    since the start that is left to the steps.
+    where that is known), and `lost`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Meter:
         self._peak = None if peak is None else peak * jax.device_count()
         self._work: dict[Bucket, float] = {}
         self._lost = dict.fromkeys(LOSSES, 0.0)
-        self._start = time.perf_counter()
+        self._start, self._reached = time.perf_counter(), None
         self._open_window()
 
     def _open_window(self) -> None:
@@ -76,12 +76,15 @@ class Meter:
         return True
 
     def step(self, number: int, metrics: dict[str, jax.Array], batch: HostBatch) -> None:
-        """Takes the metrics of a step that was begun, and reads those of the step before."""
+        """Takes the metrics of a step that was begun, and reads those of the step before; its own too if it has ended,
+        as it has where a program runs in the thread that calls it: time and tokens are then counted up to one step."""
         self.flush()
-        self._pending = (number, metrics)
+        self._pending, self._reached = (number, metrics), number
         self._tokens += batch.tokens
         self._done += self._work[batch.bucket]
         self._bar.update()
+        if metrics["loss"].is_ready():
+            self.flush()
 
     def flush(self) -> None:
         """Reads what is still to be read."""
@@ -103,9 +106,22 @@ class Meter:
         now = time.perf_counter()
         seconds = max(now - self._begin - self._paused, 1e-9)
         share = {} if self._peak is None else {"mfu": self._done / seconds / self._peak}
-        lost = {f"seconds/{what}": seconds for what, seconds in self._lost.items()}
-        goodput = 1.0 - sum(self._lost.values()) / (now - self._start)
-        return {"tokens_per_second": self._tokens / seconds, **share, **lost, "goodput": goodput}
+        return {"tokens_per_second": self._tokens / seconds, **share, **self.lost()}
+
+    def lost(self) -> dict[str, float]:
+        """seconds/<what> lost since the start to each of `LOSSES`, and goodput, the share of the time since then that
+        is left to the steps."""
+        goodput = 1.0 - sum(self._lost.values()) / (time.perf_counter() - self._start)
+        return {**{f"seconds/{what}": seconds for what, seconds in self._lost.items()}, "goodput": goodput}
+
+    def close(self) -> None:
+        """Says, and writes as the group "run", what the time was spent on, the last evaluation and checkpoint too."""
+        if self._reached is None:
+            return
+        lost = self.lost()
+        self._journal.scalars(self._reached, lost, "run")
+        others = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self._lost.items())
+        say(f"{100 * lost['goodput']:.0f} % of the time went into the steps; the rest: {others}")
 
     def _stop(self, number: int, loss: float, norm: float) -> None:
         kept = self._store.latest()
@@ -122,7 +138,8 @@ class Meter:
 
 
 class Profile:
-    """A profile of `count` steps from step `first` on (None: of none), in `directory`, for TensorBoard or Perfetto."""
+    """A profile of `count` steps from step `first` on (None: of none), in `directory`, for TensorBoard's profile plugin
+    or xprof; of fewer, if the run ends before."""
 
     def __init__(self, directory: Path, first: int | None, count: int):
         self._directory, self._first, self._count, self._running = directory, first, count, False

@@ -32,15 +32,33 @@ class Lines(list):
         return None
 
 
+class Number(float):
+    """A metric of a step that is still at work, or has ended."""
+
+    def __new__(cls, value, ended=False):
+        number = super().__new__(cls, value)
+        number.is_ready = lambda: ended
+        return number
+
+
+def metrics(loss=1.0, norm=1.0, in_a_row=0, *, ended=False):
+    return {"loss": Number(loss, ended), "grad_norm": norm, "learning_rate": 1e-3, "skipped_in_a_row": in_a_row}
+
+
 def make_meter(lines, *, log_every=1000, max_skipped=0):
     values = {"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 1000, "log_every": log_every}
     config = from_mapping(TrainConfig, {**values, "optimizer": {"max_skipped": max_skipped}})
     return Meter(lines, lines, config, 1000, lines, lambda *shape: float(np.prod(shape)))
 
 
-def test_rates_and_losses(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def test_rates_and_losses(monkeypatch, clock, capsys):
     monkeypatch.setattr(meter, "peak_flops", lambda kind: 100.0)
     lines = Lines()
     watch = make_meter(lines, log_every=2)
@@ -55,7 +73,7 @@ def test_rates_and_losses(monkeypatch):
             with watch.during("compile"):
                 work(8.0)
         work(8.0 if number > 1 else 0.0)
-        watch.step(number, {"loss": 1.0, "learning_rate": 1e-3, "skipped_in_a_row": 0}, BATCH)
+        watch.step(number, metrics(), BATCH)
         if number == 2:
             watch.flush()
             with watch.during("evaluation"):
@@ -73,6 +91,35 @@ def test_rates_and_losses(monkeypatch):
     losses = {name: late[f"seconds/{name}"] for name in meter.LOSSES}
     assert losses == {"compile": 8, "data": 2, "evaluation": 4, "checkpoint": 1}
     assert late["goodput"] == pytest.approx(1 - 15 / 39)
+    with watch.during("evaluation"):
+        work(9.0)
+    watch.close()
+    step, run = lines[2]
+    assert step == 4 and run["seconds/evaluation"] == 13 and run["goodput"] == pytest.approx(1 - 24 / 48)
+    assert "50 % of the time went into the steps; the rest: compile 8 s, data 2 s, evaluation 13 s" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_rates_are_of_steps_that_ended(clock, ended):
+    """Ten steps of 2 s: where each has ended when its call returns, and where the device works on while the host goes
+    ahead, which waits for a step when it reads its metrics."""
+    lines, now = Lines(), clock
+    watch = make_meter(lines, log_every=3)
+    flush = watch.flush
+
+    def waiting_flush():
+        now.now = max(now.now, 2.0 * (watch._pending or (0,))[0])
+        flush()
+
+    watch.flush = waiting_flush
+    for number in range(1, 11):
+        watch.first(BATCH.bucket)
+        clock.now += 2.0 if ended else 0.0
+        watch.step(number, metrics(ended=ended), BATCH)
+    watch.flush()
+    assert [values["tokens_per_second"] for _, values in lines] == pytest.approx([25.0] * 3)
 
 
 def test_peaks():
@@ -85,7 +132,7 @@ def test_a_meter_without_a_known_peak_tells_no_mfu():
     lines = Lines()
     watch = make_meter(lines, log_every=1)
     assert watch.first(BATCH.bucket) and not watch.first(BATCH.bucket)
-    watch.step(1, {"loss": 1.0, "learning_rate": 1e-3, "skipped_in_a_row": 0}, BATCH)
+    watch.step(1, metrics(), BATCH)
     watch.flush()
     assert "mfu" not in lines[0][1] and lines[0][1]["goodput"] <= 1.0
 
@@ -95,7 +142,7 @@ def test_meter_stops_after_too_many_in_a_row():
         watch = make_meter(Lines(), max_skipped=allowed)
         for number, (loss, norm, row) in enumerate(steps, 1):
             watch.first(BATCH.bucket)
-            watch.step(number, {"loss": loss, "grad_norm": norm, "skipped_in_a_row": row}, BATCH)
+            watch.step(number, metrics(loss, norm, row), BATCH)
         watch.flush()
 
     run((np.nan, np.nan, 1), (1.0, 1.0, 0), (1.0, np.inf, 1), (1.0, 9.0, 2), allowed=2)

@@ -43,16 +43,20 @@ def test_what_a_run_leaves(whole):
     assert json.loads((whole / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
     assert "initialised (normal)" in (whole / "weights.txt").read_text()
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6, 6]
     names = {"loss", "tokens", "grad_norm", "update_norm", "learning_rate", "skipped", "skipped_in_a_row"}
     lost = {f"seconds/{what}" for what in ("compile", "data", "evaluation", "checkpoint")}
     names = {"step", *(f"train/{name}" for name in (*names, *lost, "tokens_per_second", "goodput"))}
-    assert set(rows[0]) == names and {"eval/loss", "eval/rouge1"} < set(rows[-1])
+    assert set(rows[0]) == names and {"eval/loss", "eval/rouge1"} < set(rows[-2])
+    run = rows[-1]  # after the last evaluation and checkpoint, which no step's line has
+    assert set(run) == {"step", *(f"run/{name}" for name in (*lost, "goodput"))}
+    assert rows[-3]["train/seconds/evaluation"] < run["run/seconds/evaluation"] and 0 < run["run/goodput"] < 1
+    assert rows[-3]["train/seconds/checkpoint"] < run["run/seconds/checkpoint"]
     samples = (whole / "samples.txt").read_text()
     assert samples.startswith("=== step 6\n\nsource:    ") and samples.count("\nreference: ") == 6
     assert samples.count("\noutput:    ") == 6
     scores = json.loads((whole / "scores.json").read_text())
-    assert scores["step"] == 6 and scores["loss"] == rows[-1]["eval/loss"]
+    assert scores["step"] == 6 and scores["loss"] == rows[-2]["eval/loss"]
     assert [path.name for path in (whole / "checkpoints").iterdir()] == ["6"]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -75,16 +79,18 @@ def test_export_and_checkpoint_are_the_same_pair(whole):
         load_trained(whole / "pretrained", step=4)
 
 
-def test_stopped_and_continued_is_the_same_run(work, whole):
-    stopped = work / "stopped"
+def test_stopped_and_continued_is_the_same_run(work, whole, capsys):
+    stopped, profiled = work / "stopped", toy.config(work, profile_at=2, profile_steps=1)
     with pytest.raises(Stopped, match="stopped at step 3"):
-        train(toy.config(work), stopped, stop_at=3)
+        train(profiled, stopped, stop_at=3)
     assert not (stopped / "pretrained").exists()
+    assert list((stopped / "profile").rglob("*.xplane.pb"))
     # A run that was killed later than its last checkpoint has written more than it remembers.
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/loss": 9.9}\n{"step": 5, "trai')
     (stopped / "samples.txt").write_text("=== step 2\n\nsource: a\n\n=== step 5\n\nsource: b\n")
-    train(toy.config(work), stopped)
+    train(profiled, stopped)
+    assert "no profile: profile_at is 2, and the run goes on from step 3; raise it" in capsys.readouterr().out
     assert toy.records(stopped) == toy.records(whole)
     assert toy.records(stopped, "eval/loss") == toy.records(whole, "eval/loss")
     assert (stopped / "samples.txt").read_text().count("=== step") == 2, "steps 2 and 6"

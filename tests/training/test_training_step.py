@@ -54,6 +54,9 @@ def test_averages_skipped_steps_and_metrics(pair, batch):
     assert float(metrics["learning_rate/lower"]) == pytest.approx(1e-3)
     assert float(metrics["learning_rate/upper"]) == float(metrics["learning_rate"]) == pytest.approx(1e-2)
     assert not [name for name in metrics if "embeddings" in name], "a frozen group has no norms"
+    alone = ({"match": "encoder", "freeze": True}, {"match": ".*", "learning_rate": 3e-4})
+    alone, _, _ = training(pair, optimizer={"learning_rate": 1e-2, "groups": alone})
+    assert float(jax.jit(alone.step)(alone.begin(pair.params), batch)[1]["learning_rate"]) == pytest.approx(3e-4)
     fewer, _, _ = training(pair, optimizer=optimizer, ema_decay=0.75, update_norm=False)
     shown = jax.eval_shape(fewer.step, begin, batch)[1]
     assert set(metrics) - set(shown) == {"update_norm", "update_norm/lower", "update_norm/upper"} and shown
