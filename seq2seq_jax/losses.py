@@ -91,7 +91,7 @@ def chunked_token_losses(
       float32 [batch, ...]; NaN where a label is outside the vocabulary.
 
     Raises:
-      ValueError: for tiles below 1.
+      ValueError: for tiles below 1, or of a vocabulary that the mesh splits.
     """
     for name, value in (("chunk", chunk), ("vocab_chunk", vocab_chunk)):
         if value is not None and value < 1:
@@ -99,6 +99,8 @@ def chunked_token_losses(
     rows, hidden = kernel.shape
     # Each device cuts its own tokens: [chunks, parts, tokens], of which the mesh splits the parts.
     mesh = mesh_in_use()
+    if mesh is not None and vocab_chunk is not None and shards(fitting_spec((rows,), ("vocab",), mesh)[0], mesh) > 1:
+        raise ValueError(f"loss_vocab_chunk is {vocab_chunk}, and the mesh splits the vocabulary; leave it out")
     parts = 1 if mesh is None else shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
     tokens = labels.size // parts
     count = -(-tokens // max(1, chunk // parts))

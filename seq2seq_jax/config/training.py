@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,17 @@ from seq2seq_jax.config.validation import check_counts as _check_counts
 
 # Each with the backend that it needs.
 ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
+# What the lengths that a kernel takes are multiples of.
+KERNEL_LENGTHS = {"xla": 1, "cudnn": 2, "splash": 128}
+# Of lengths where nothing is said: fewer shapes, and what vector units like.
+LENGTH_MULTIPLE = 8
 # Each with jax's name of it.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
+# What the backward pass computes anew; what each name means: models/stack.py.
+REMATS = (
+    "none", "elementwise", "full", "dots", "dots_with_no_batch_dims", "offload_dots", "save_attention_out", "save_mlp",
+)  # fmt: skip
 MODES = ("jit", "pmap")
 # Each metric with the scores that it gives.
 METRICS = {
@@ -67,16 +76,24 @@ class BatchConfig:
     )
     multiple: int = setting(8, help="with tokens: a batch has a multiple of so many examples; the mesh must divide it")
     buckets: int = setting(1, help="shapes of batches: examples of like length share one; each is compiled once")
+    length_multiple: int | None = setting(
+        None,
+        help="""source and target lengths of a batch are multiples of this, beyond the longest text too; unset: of 8, up
+        to the longest text, or with attention_impl splash of 128, with cudnn of 8""",
+    )
     packing: bool = setting(
         False, help="a row holds several examples, which do not see each other, instead of one and padding"
     )
     pack_source_length: int | None = setting(None, help="with packing: source tokens in a row; unset: the longest's")
     pack_target_length: int | None = setting(None, help="with packing: target tokens in a row; unset: the longest's")
-    accumulation: int = setting(1, help="parts into which a batch is split, one after the other, to save memory")
+    accumulation: int = setting(
+        1, help="parts into which a batch is split, one after the other, to save memory", may_change=True
+    )
 
     def __post_init__(self):
         lengths = ("pack_source_length", "pack_target_length")
-        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", *lengths))
+        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", "length_multiple"))
+        _check_counts(self, "batch", lengths)
         rows, name = (self.size, "size") if self.tokens is None else (self.multiple, "multiple")
         check(
             rows % self.accumulation == 0,
@@ -91,6 +108,11 @@ class BatchConfig:
             check(
                 self.packing or value is None,
                 f"batch.{name} is {value}, and nothing is packed; leave it out, or give packing=True",
+            )
+            step = self.length_multiple or 1
+            check(
+                (value or 0) % step == 0,
+                f"batch.{name} is {value}, and batch.length_multiple {step} does not divide it; give a multiple",
             )
 
 
@@ -186,14 +208,32 @@ class TrainConfig:
     label_smoothing: float = setting(0.0, help="the part of the target that is spread over the vocabulary")
     z_loss: float = setting(0.0, help="factor on the squared log of the softmax's normaliser, added to the loss")
     loss_chunk: int | None = setting(
-        None, help="target tokens of a step worked on at a time in the loss, to save memory; unset: all at once"
+        None,
+        help="target tokens worked on at a time in the loss, evaluated ones too, to save memory; unset: all at once",
+        may_change=True,
+    )
+    loss_vocab_chunk: int | None = setting(
+        None,
+        help="with loss_chunk: entries of the vocabulary worked on at a time; unset: all at once",
+        may_change=True,
     )
     dropout: float | None = setting(None, help="rate of every dropout of both sides; unset: as the checkpoints say")
-    remat: str = setting("elementwise", help="what the backward pass recomputes to save memory (models/stack.py)")
-    attention_impl: str = setting(
-        "xla", help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)"
+    attention_dropout: float | None = setting(
+        None, help="that of attention's weights alone, which cudnn and splash need to be 0; unset: as the others"
     )
-    scan_unroll: int = setting(1, help="layers in one turn of the loop over them: more compile longer and copy less")
+    remat: str = setting(
+        "elementwise",
+        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)} (models/stack.py)",
+        may_change=True,
+    )
+    attention_impl: str = setting(
+        "xla",
+        help="how attention is computed: xla (anywhere), cudnn (NVIDIA GPUs) or splash (TPUs; models/kernels.py)",
+        may_change=True,
+    )
+    scan_unroll: int = setting(
+        1, help="layers in one turn of the loop over them: more compile longer and copy less", may_change=True
+    )
     dropout_bits: str = setting(
         "threefry",
         help="""generator of dropout's random bits, the same on any mesh: threefry (fastest on CPU), rbg or unsafe_rbg
@@ -218,16 +258,35 @@ class TrainConfig:
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every", "loss_chunk", "profile_at", "profile_steps", "scan_unroll"))
+        _check_counts(self, "config", ("log_every", "profile_at", "profile_steps", "scan_unroll"))
+        _check_counts(self, "config", ("loss_chunk", "loss_vocab_chunk"))
         _check_counts(self, "config", ("num_steps", "seed"), low=0)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),
             f"num_steps is {self.num_steps} and num_epochs {self.num_epochs}; give one of them, and 0 for the other",
         )
         _check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
+        _check_choice(self.remat, REMATS, "remat")
         _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
         _check_choice(self.dtype, DTYPES, "dtype")
-        for name in ("label_smoothing", "dropout", "ema_decay"):
+        for name in ("label_smoothing", "dropout", "attention_dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
         check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")
+        check(
+            self.loss_vocab_chunk is None or self.loss_chunk is not None,
+            f"loss_vocab_chunk is {self.loss_vocab_chunk}, and loss_chunk is not given; give both",
+        )
+        self._fit_lengths()
+
+    def _fit_lengths(self) -> None:
+        """Lengths of batches that attention's kernel takes."""
+        needed, given = KERNEL_LENGTHS[self.attention_impl], self.batch.length_multiple
+        check(
+            (given or 0) % needed == 0,
+            f"batch.length_multiple is {given}, and attention_impl {self.attention_impl!r} takes multiples of {needed};"
+            " give one, or leave it out",
+        )
+        if given is None and needed > 1:
+            batch = dataclasses.replace(self.batch, length_multiple=max(needed, LENGTH_MULTIPLE))
+            object.__setattr__(self, "batch", batch)

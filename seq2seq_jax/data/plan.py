@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seq2seq_jax.config import BatchConfig, check
+from seq2seq_jax.config import LENGTH_MULTIPLE, BatchConfig, check
 from seq2seq_jax.data.packing import Exchange, pack
 
 # Where an epoch's number stands in the generator's key: the order in which examples are packed is of no epoch.
 NO_EPOCH = 2**64 - 1
-# Lengths of batches are multiples of this: fewer shapes, and what vector units like.
-LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class BatchPlan:
         self.packed = settings.packing
         self.longest = tuple(max(1, int(side.max())) for side in lengths)
         self.tokens = tuple(int(side.sum()) for side in lengths)
-        padded = [_padded(np.maximum(side, 1)) for side in lengths]
+        padded = [_padded(np.maximum(side, 1), settings.length_multiple) for side in lengths]
         shapes = [_pack_shape(settings, self.longest)] if self.packed else bucket_shapes(*padded, settings.buckets)
         self.buckets = tuple(Bucket(_rows(settings, *shape), *shape) for shape in shapes)
         if self.packed:
@@ -95,13 +93,15 @@ class BatchPlan:
         return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def _padded(lengths: np.ndarray) -> np.ndarray:
-    """Multiples of LENGTH_STEP, but none above the longest, for which a model may have no more positions."""
-    return np.minimum(_step_up(lengths), lengths.max())
+def _padded(lengths: np.ndarray, multiple: int | None) -> np.ndarray:
+    """Multiples of `multiple`; None: of LENGTH_MULTIPLE, but none above the longest, for which a model may have no more
+    positions."""
+    return np.minimum(_step_up(lengths, None), lengths.max()) if multiple is None else _step_up(lengths, multiple)
 
 
-def _step_up(length):
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
+def _step_up(length, multiple: int | None):
+    multiple = LENGTH_MULTIPLE if multiple is None else multiple
+    return -(-length // multiple) * multiple
 
 
 def bucket_shapes(source_lengths: np.ndarray, target_lengths: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -141,7 +141,8 @@ def _pack_shape(settings: BatchConfig, longest: tuple[int, int]) -> tuple[int, i
             f"batch.pack_{side}_length is {length} and the longest {side} has {most} tokens; give at least {most}, or a"
             f" lower data.max_{side}_length",
         )
-    return tuple(_step_up(most) if length is None else length for length, most in zip(given, longest))
+    up = lambda most: _step_up(most, settings.length_multiple)
+    return tuple(up(most) if length is None else length for length, most in zip(given, longest))
 
 
 def _rows(settings: BatchConfig, source_length: int, target_length: int) -> int:

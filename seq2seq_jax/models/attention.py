@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.models.kernels import Segments, check_kernel, fused_attention
-from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection
+from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection, summed_in_float32
 from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
 from seq2seq_jax.parallel.rules import constrain, on_one_cpu
 
@@ -101,7 +102,7 @@ def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached) -> tuple[jax.A
     # The output is normalised, which is small, not the weights: they are the largest array of a step.
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
-    y = jnp.einsum("bhqk,bhkd->bhqd", dropped, v, preferred_element_type=jnp.float32)
+    y = summed_in_float32(functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"), dropped, v)
     y = checkpoint_name(y, "attention_out")
     return (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
 
@@ -110,7 +111,7 @@ def _products(q: jax.Array, k: jax.Array, cached: bool) -> jax.Array:
     """Each query with each key, float32 [batch, heads, queries, keys]."""
     if k.ndim == 4:
         form = "bhqd,bhdk->bhqk" if cached else "bhqd,bhkd->bhqk"
-        return jnp.einsum(form, q, k, preferred_element_type=jnp.float32)
+        return summed_in_float32(functools.partial(jnp.einsum, form), q, k)
     q = jnp.broadcast_to(q[:, :, None], (*k.shape[:3], *q.shape[2:]))
     # Tiles stay a batch axis of the product and move after it: as its output's order XLA would move the keys.
     products = jnp.einsum("bhtqd,bhtdk->bhtqk", q, k, preferred_element_type=jnp.float32)

@@ -214,15 +214,25 @@ class EncoderDecoder(nn.Module):
             cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
         )
 
-    def token_losses(self, *, labels, chunk: int | None = None, loss: Mapping[str, float] = FrozenDict(), **inputs):
+    def token_losses(
+        self,
+        *,
+        labels,
+        chunk: int | None = None,
+        vocab_chunk: int | None = None,
+        loss: Mapping[str, float] = FrozenDict(),
+        **inputs,
+    ):
         """Loss of each target token in nats, float32 [batch, target], 0 where the label is -100.
 
         Args:
           labels, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
+          vocab_chunk: with chunk, how many logits of each of these tokens exist at a time; None: all.
           loss: label_smoothing and z_loss (losses.py).
         """
         states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
-        return self.decoder.head.token_losses(states, jnp.asarray(labels), chunk=chunk, **loss)
+        chunks = {"chunk": chunk, "vocab_chunk": vocab_chunk}
+        return self.decoder.head.token_losses(states, jnp.asarray(labels), **chunks, **loss)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
-from seq2seq_jax.config import ATTENTION_IMPLS, TransformerConfig, nearest
+from seq2seq_jax.config import ATTENTION_IMPLS, KERNEL_LENGTHS, TransformerConfig, nearest
 from seq2seq_jax.parallel.rules import fitting_spec, mesh_in_use
 
-BLOCKS = (512, 256, 128)  # of queries and of keys in splash attention: the largest that divides the length
+# Of queries and of keys in splash attention: the largest that divides the length.
+BLOCKS = (512, 256, KERNEL_LENGTHS["splash"])
 INTERPRET = False  # tests run splash attention on a CPU
 
 
@@ -44,14 +45,18 @@ def check_kernel(name: str, config: TransformerConfig, q: jax.Array, k: jax.Arra
     if name not in ATTENTION_IMPLS:
         raise ValueError(f"attention_impl {name!r} is unknown: {nearest(name, ATTENTION_IMPLS)}")
     lengths, width, cudnn, needed = (q.shape[2], k.shape[2]), q.shape[3], name == "cudnn", f"{config.family} needs it"
+    multiple = KERNEL_LENGTHS[name]
     faults = (
-        (dropout, "attention dropout", "set attention_dropout (or the run's dropout) to 0"),
+        (dropout, "attention dropout", "set attention_dropout to 0"),
         (bias, "a bias on the scores", needed),
         (cudnn and config.attention_softcap is not None, "a soft cap on the scores", needed),
         (cudnn and (width % 8 or width > 256), f"a head_dim of {width}", "it takes multiples of 8 up to 256"),
         (cudnn and q.dtype.itemsize != 2, f"{q.dtype}", "compute in bfloat16"),
-        (cudnn and any(n % 2 for n in lengths), f"lengths {lengths}", "pad to even ones"),
-        (not cudnn and any(n % BLOCKS[-1] for n in lengths), f"lengths {lengths}", f"pad to multiples of {BLOCKS[-1]}"),
+        (
+            any(n % multiple for n in lengths),
+            f"lengths {lengths}",
+            f"pad to multiples of {multiple} (a run's batch.length_multiple)",
+        ),
     )
     for found, what, remedy in faults:
         if found:

@@ -35,6 +35,27 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def summed_in_float32(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
+    """product(x, y), linear in both, float32 whatever they are.
+
+    What comes back to 16-bit numbers is rounded to theirs before it meets the other one, as under torch's autocast: a
+    product of float32 and bfloat16 would take twice as long, or more.
+    """
+    low = x.dtype == y.dtype and x.dtype.itemsize == 2
+    return (_summed if low else _wide)(product, x, y)
+
+
+def _wide(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
+    return product(x, y, preferred_element_type=jnp.float32)
+
+
+_summed = jax.custom_vjp(_wide, nondiff_argnums=(0,))
+_summed.defvjp(
+    lambda product, x, y: (_wide(product, x, y), (x, y)),
+    lambda product, kept, g: jax.vjp(product, *kept)[1](g.astype(kept[0].dtype)),
+)
+
+
 def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: TransformerConfig) -> jax.Array:
     """How a new parameter begins, float32: torch's `_init_weights` of the three families.
 
@@ -291,10 +312,11 @@ class Head(Part):
 
     def _product(self, x: jax.Array) -> jax.Array:
         """Features [..., head_size] with the kernel; few tokens on a CPU as columns, as `Part` has it."""
-        last, product = x.ndim - 1, functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+        last = x.ndim - 1
+        product = lambda *axes: functools.partial(jax.lax.dot_general, dimension_numbers=(axes, ((), ())))
         if on_one_cpu() and math.prod(x.shape[:-1]) <= FEW_TOKENS:
-            return jnp.moveaxis(product(self.kernel, x, (((1,), (last,)), ((), ()))), 0, -1)
-        return product(x, self.kernel, (((last,), (1,)), ((), ())))
+            return jnp.moveaxis(summed_in_float32(product((1,), (last,)), self.kernel, x), 0, -1)
+        return summed_in_float32(product((last,), (1,)), x, self.kernel)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         c, x = self.config, self._features(x)
@@ -311,11 +333,14 @@ class Head(Part):
             logits = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits, LOWEST)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
-    def token_losses(self, x: jax.Array, labels: jax.Array, *, chunk: int | None, **options) -> jax.Array:
-        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time. None, or
-        int8 kernels, which are for decoding: of all."""
+    def token_losses(
+        self, x: jax.Array, labels: jax.Array, *, chunk: int | None, vocab_chunk: int | None, **options
+    ) -> jax.Array:
+        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time, and of these
+        `vocab_chunk`. None, or int8 kernels, which are for decoding: of all."""
         c = self.config
         if chunk is None or self.kernel.dtype == jnp.int8:
             return token_losses(self(x), labels, vocab_size=c.vocab_size, **options)
-        options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap, "chunk": chunk}
+        options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap}
+        options |= {"chunk": chunk, "vocab_chunk": vocab_chunk}
         return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, **options)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.config import LayerSettings, TransformerConfig, nearest
+from seq2seq_jax.config import REMATS, LayerSettings, TransformerConfig, nearest
 from seq2seq_jax.int8 import quantise
 from seq2seq_jax.models.attention import Attention, source_keys
 from seq2seq_jax.models.cache import Cache
@@ -222,7 +222,7 @@ def rematerialised(policy: str) -> type[Block]:
     if policy == "none":
         return Block
     if policy not in REMAT_POLICIES:
-        raise ValueError(f"remat policy {policy!r} is unknown: {nearest(policy, ('none', *REMAT_POLICIES))}")
+        raise ValueError(f"remat policy {policy!r} is unknown: {nearest(policy, REMATS)}")
     return nn.remat(Block, policy=REMAT_POLICIES[policy], prevent_cse=False, static_argnums=(3,))
 
 

@@ -308,9 +308,12 @@ def check_division(plan: BatchPlan, accumulation: int, mesh: Mesh) -> None:
 
 
 def _check_lengths(plan: BatchPlan, pair: EncoderDecoderConfig) -> None:
-    """Every example fits: said here, since a compiled step does not know where in a row an example ends."""
-    for side, longest in zip((pair.encoder, pair.decoder), plan.longest):
-        check_length(side, longest)
+    """Every example fits, and what it is padded to: said here, since a compiled step does not know where in a row of
+    several an example ends."""
+    last = plan.buckets[-1]
+    longest = plan.longest if plan.packed else (last.source_length, last.target_length)
+    for side, length in zip((pair.encoder, pair.decoder), longest):
+        check_length(side, length)
 
 
 def _plan_text(plan: BatchPlan, num_steps: int) -> str:

@@ -147,10 +147,11 @@ def check_backend(attention_impl: str) -> None:
 def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderDecoder, bool]:
     """The model as the training step applies it (dropout, recomputation, dtype), and whether any dropout acts."""
     pair = model.config
-    if config.dropout is not None:
-        rates = dict.fromkeys(DROPOUTS, config.dropout)
-        sides = {role: dataclasses.replace(getattr(pair, role), **rates) for role in ("encoder", "decoder")}
-        pair = dataclasses.replace(pair, **sides)
+    rates = {} if config.dropout is None else dict.fromkeys(DROPOUTS, config.dropout)
+    if config.attention_dropout is not None:
+        rates["attention_dropout"] = config.attention_dropout
+    sides = {role: dataclasses.replace(getattr(pair, role), **rates) for role in ("encoder", "decoder")}
+    pair = dataclasses.replace(pair, **sides)
     acts = any(getattr(side, name) for side in (pair.encoder, pair.decoder) for name in DROPOUTS)
     form = {"remat": config.remat, "attention_impl": config.attention_impl, "dtype": jnp.dtype(config.dtype)}
     form["scan_unroll"] = config.scan_unroll
@@ -216,6 +217,7 @@ def make_training(
         label_smoothing=config.label_smoothing,
         z_loss=config.z_loss,
         loss_chunk=config.loss_chunk,
+        loss_vocab_chunk=config.loss_vocab_chunk,
         accumulation=config.batch.accumulation,
         update_norm=config.update_norm,
         frozen=model_frozen,

@@ -29,6 +29,7 @@ def loss_and_grads(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     loss_chunk: int | None = None,
+    loss_vocab_chunk: int | None = None,
     accumulation: int = 1,
     frozen: Any = None,
     loss_scale: jax.Array | None = None,
@@ -40,6 +41,7 @@ def loss_and_grads(
       rng: for dropout; None: none.
       axis_name: the pmap axis over which the batch is split; sums go over it, so that uneven parts weigh rightly.
       label_smoothing, z_loss: see losses.py. loss_chunk: target tokens whose logits exist at a time; None: all.
+      loss_vocab_chunk: with it, how many logits of each of them do; None: all.
       accumulation: parts of the batch that are worked on one after the other; each weighs by its target tokens.
       frozen: a tree of booleans like `params`; where true, the gradient is zero and not computed. None: nowhere.
       loss_scale: what the loss is multiplied by on the way back, so that float16 holds its gradients; the results are
@@ -53,7 +55,8 @@ def loss_and_grads(
             params = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
         rngs = None if rng is None else {"dropout": rng}
         loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
-        options = {"train": rng is not None, "rngs": rngs, "chunk": loss_chunk, "loss": loss}
+        options = {"train": rng is not None, "rngs": rngs, "loss": loss}
+        options |= {"chunk": loss_chunk, "vocab_chunk": loss_vocab_chunk}
         mean = jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
         return mean if loss_scale is None else mean * loss_scale
 
@@ -115,8 +118,8 @@ def make_train_step(
       ema_decay: of state.ema, if the state has it.
       skip_above: see `judge`. scale_loss: the loss is scaled by state.guard.loss_scale (float16).
       update_norm: whether that is among the metrics; for it alone XLA writes all updates to memory on a CPU.
-      options: label_smoothing, z_loss, loss_chunk, accumulation and frozen of `loss_and_grads`; frozen is like the
-        merged parameters.
+      options: label_smoothing, z_loss, loss_chunk, loss_vocab_chunk, accumulation and frozen of `loss_and_grads`;
+        frozen is like the merged parameters.
 
     Returns:
       A pure function (state, batch) -> (state, metrics: loss, tokens, grad_norm, update_norm, learning_rate, skipped

@@ -1,5 +1,7 @@
 """Encoding, the batch plan, batches."""
 
+from dataclasses import astuple
+
 import datasets
 import numpy as np
 import pytest
@@ -128,6 +130,11 @@ def test_buckets_pad_least():
     assert bucket_shapes(source, np.full(21, 8), 9) == [(8, 8), (16, 8), (64, 8)]
     plan = BatchPlan(np.array([3, 9, 13]), np.array([2, 5, 11]), BatchConfig(size=1), seed=0)
     assert (plan.buckets[0].source_length, plan.buckets[0].target_length) == (13, 11), "none beyond the longest"
+    settings = BatchConfig(size=1, buckets=2, length_multiple=16)
+    plan = BatchPlan(np.array([3, 9, 40]), np.array([2, 5, 11]), settings, seed=0)
+    assert [b[1:] for b in map(astuple, plan.buckets)] == [(16, 16), (48, 16)], "a kernel takes no others"
+    packed = BatchPlan(np.array([3, 9]), np.array([2, 5]), BatchConfig(packing=True, length_multiple=16), seed=0)
+    assert astuple(packed.buckets[0])[1:] == (16, 16)
     with pytest.raises(ValueError, match=r"batch\.tokens 500 is too small .* give at least 576"):
         BatchPlan(source, np.full(21, 8), BatchConfig(tokens=500), seed=0)
 

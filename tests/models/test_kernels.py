@@ -129,7 +129,7 @@ def test_what_one_kernel_cannot_do(pair):
     wide = make_pair({**BERT, **LONG, "hidden_size": 24}, {**GPT2, "n_embd": 24, "n_positions": LENGTH})
     with pytest.raises(ValueError, match="'cudnn' cannot do float32: compute in bfloat16"):
         trace(wide, "cudnn")
-    with pytest.raises(ValueError, match=r"'cudnn' cannot do lengths \(5, 5\): pad to even ones"):
+    with pytest.raises(ValueError, match=r"'cudnn' cannot do lengths \(5, 5\): pad to multiples of 2"):
         trace(wide, "cudnn", length=5, dtype=jnp.bfloat16)
     with pytest.raises(ValueError, match="attention_impl 'splosh' is unknown: did you mean 'splash'"):
         trace(pair, "splosh")

@@ -72,6 +72,9 @@ def test_example_longer_than_the_model_takes():
     pair, packing = SimpleNamespace(encoder=bird, decoder=bert), BatchConfig(packing=True, pack_source_length=40)
     plan = lambda *longest: BatchPlan(*(np.array([n, 4]) for n in longest), packing, seed=0)
     loop._check_lengths(plan(7, 16), pair)
+    padded = BatchPlan(np.array([7]), np.array([12]), BatchConfig(length_multiple=24), seed=0)
+    with pytest.raises(ValueError, match="a sequence of 24 tokens is longer than the 16 positions of this bert"):
+        loop._check_lengths(padded, SimpleNamespace(encoder=bert, decoder=bert))
     with pytest.raises(ValueError, match="a sequence of 8 tokens is longer than 7: beyond it BigBird attends block-sp"):
         loop._check_lengths(plan(8, 16), pair)
     with pytest.raises(ValueError, match="a sequence of 17 tokens is longer than the 16 positions of this bert"):

@@ -97,6 +97,17 @@ def test_stopped_and_continued_is_the_same_run(work, whole, capsys):
     equal(from_pretrained(stopped / "pretrained").params, from_pretrained(whole / "pretrained").params)
 
 
+def test_the_state_is_donated(work):
+    store = open_store(work / "donated", "loss")
+    run = loop.Run(toy.config(work), work / "donated", store, loop.make_mesh(data=1))
+    arrays = next(loop.batches(run.train, run.plan, 0, 1, source_pad_id=0)).arrays
+    placed = {name: jax.numpy.asarray(rows) for name, rows in arrays.items()}
+    text = run.step.lower(run._state, placed).as_text()
+    given = text.count("jax.buffer_donor = true") + text.count("tf.aliasing_output")
+    assert given == len(jax.tree.leaves(run._state)), "arrays of parameters and moments whose memory is taken over"
+    store.close()
+
+
 def test_a_run_by_pmap_finds_its_state_again(work, monkeypatch):
     """Without a step, which takes long to compile; with them: tests/parallel/test_runs.py."""
     states = []
