@@ -41,9 +41,14 @@ def evaluate(
     metrics: Sequence[str],
     batch_size: int,
     decode_limit: int | None = None,
+    loss_chunk: int | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """The loss of all examples; outputs and scores of `decode_limit` of them, evenly spaced (None: all)."""
+    """The loss of all examples; outputs and scores of `decode_limit` of them, evenly spaced (None: all).
+
+    Args:
+      loss_chunk: target tokens whose logits exist at a time, for the loss; None: all of a batch.
+    """
     fill = tokenizers.source.fill_id
     loss = corpus_loss(
         pretrained.model,
@@ -52,6 +57,7 @@ def evaluate(
         mesh,
         batch_size=batch_size,
         source_pad_id=fill,
+        loss_chunk=loss_chunk,
         progress=progress,
     )
     count = min(decode_limit or len(examples), len(examples))

@@ -16,17 +16,19 @@ from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.losses import IGNORED, token_losses
+from seq2seq_jax.losses import IGNORED
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, shard_batch
 
 BUCKETS = 2
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sums(model: EncoderDecoder, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    logits = model.apply({"params": params}, **batch).logits
-    return jnp.sum(token_losses(logits, batch["labels"])), jnp.sum(batch["labels"] != IGNORED)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sums(
+    model: EncoderDecoder, loss_chunk: int | None, params: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    losses = model.apply({"params": params}, **batch, chunk=loss_chunk, method="token_losses")
+    return jnp.sum(losses), jnp.sum(batch["labels"] != IGNORED)
 
 
 def corpus_loss(
@@ -37,9 +39,14 @@ def corpus_loss(
     *,
     batch_size: int,
     source_pad_id: int,
+    loss_chunk: int | None = None,
     progress: bool = False,
 ) -> float:
-    """The mean cross-entropy of all target tokens, in nats, without label smoothing and dropout."""
+    """The mean cross-entropy of all target tokens, in nats, without label smoothing and dropout.
+
+    Args:
+      loss_chunk: target tokens whose logits exist at a time; None: all of a batch.
+    """
     rows = math.ceil(batch_size / batch_parts(mesh)) * batch_parts(mesh)
     settings = BatchConfig(size=rows, buckets=BUCKETS)
     plan = BatchPlan(encoded.source_lengths, encoded.target_lengths, settings, seed=0)
@@ -47,6 +54,6 @@ def corpus_loss(
     planned = batches(encoded, plan, 0, plan.batches_per_epoch, source_pad_id=source_pad_id, local_rows=here)
     sums = []
     for batch in tqdm(planned, "loss", plan.batches_per_epoch, unit="batch", disable=not progress, leave=False):
-        sums.append(_sums(model, params, shard_batch(batch.arrays, mesh, rows=batch.bucket.rows)))
+        sums.append(_sums(model, loss_chunk, params, shard_batch(batch.arrays, mesh, rows=batch.bucket.rows)))
     total, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
     return float(total / count)
