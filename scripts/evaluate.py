@@ -5,6 +5,9 @@ scripts/evaluate.py --model=runs/quickstart --data=debian-synopsis:validation --
 --model is the workdir of a run (whose columns, lengths and prefixes are followed), a directory that save_pretrained or
 torch wrote, or a hub id. --data is a .jsonl, .csv or .parquet file, a shipped set, or a directory or hub id with a
 split.
+
+A model that one device does not hold is split over several: --tensor=4, --fsdp=2, or both. Their product divides the
+number of all devices, those of other processes (--distributed) included.
 """
 
 import dataclasses
@@ -12,6 +15,7 @@ import json
 from pathlib import Path
 
 import jax
+import mesh_flags
 import model_flags
 import process_flags
 from absl import app, flags, logging
@@ -21,11 +25,11 @@ from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.evaluate import evaluate
 from seq2seq_jax.parallel import multihost
-from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.journal import say
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_string("data", None, "The examples.", required=True)
 flags.DEFINE_string("output", None, "A directory for scores.json and predictions.jsonl.", required=True)
@@ -50,7 +54,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     process_flags.start()
-    mesh = make_mesh(data=-1)
+    mesh = mesh_flags.mesh_over(jax.devices())
     with jax.set_mesh(mesh):
         pretrained, tokenizers, known = model_flags.load(mesh)
         settings = data_settings(known, pretrained.config)

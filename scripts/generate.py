@@ -15,6 +15,9 @@ The best of 16 samples by minimum Bayes risk:
 From a file to a file, any size fits, and the same command again goes on after a stop of any kind. Several processes
 share the work, each on its own devices: the same command in each, with --num_processes=N --process_id=0 ... N-1 where
 they see a common disk, and with --distributed (and --coordinator) where jax has to start them together.
+
+A model that one device does not hold is split over several: --tensor=4, --fsdp=2, or both. Their product divides the
+number of devices of a process, since each holds the whole model on its own.
 """
 
 import os
@@ -24,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import mesh_flags
 import model_flags
 import process_flags
 from absl import app, flags, logging
@@ -34,10 +38,10 @@ from seq2seq_jax.evaluation.line_decoder import LineDecoder
 from seq2seq_jax.evaluation.lines import Lines, windows
 from seq2seq_jax.evaluation.mbr import UTILITIES
 from seq2seq_jax.evaluation.partial import Share, write_windows
-from seq2seq_jax.parallel.mesh import make_mesh
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_multi_string("text", [], "A text; may be given again for more.")
 flags.DEFINE_string(
@@ -57,7 +61,7 @@ flags.DEFINE_enum("mbr", None, sorted(UTILITIES), "Write the output that agrees 
 
 def share() -> Share:
     """This process's part of the work."""
-    process_flags.start()
+    process_flags.start(shares=True)
     if FLAGS.distributed:
         return Share(jax.process_index(), jax.process_count())
     if (FLAGS.num_processes is None) != (FLAGS.process_id is None):
@@ -148,7 +152,7 @@ def main(argv):
     mine = share()
     if mine.count > 1 and (file is None or FLAGS.output is None):
         raise app.UsageError("several processes need files: give --input=FILE and --output=FILE")
-    mesh = make_mesh(data=-1, devices=jax.local_devices())
+    mesh = mesh_flags.mesh_over(jax.local_devices())
     with jax.set_mesh(mesh):
         decoder, field = line_decoder(mesh)
         if file is None:

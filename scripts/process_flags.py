@@ -18,11 +18,21 @@ flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower
 flags.DEFINE_string("compile_cache", None, "A directory that keeps what took over a second to compile.")
 
 
-def start() -> None:
-    """Does what the flags say, before anything else touches a device."""
+def start(*, shares: bool = False) -> None:
+    """Does what the flags say, before anything else touches a device.
+
+    Args:
+      shares: the script gives --num_processes and --process_id a meaning without --distributed too.
+
+    Raises:
+      app.UsageError: for a flag of --distributed without it.
+    """
     if FLAGS.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache)
     if FLAGS.distributed:
         multihost.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    elif FLAGS.coordinator is not None:
-        raise app.UsageError("--coordinator is for --distributed; give both or neither")
+        return
+    # Such processes would each take itself for the only one, and all would write the same files.
+    for name in ("coordinator",) if shares else ("coordinator", "num_processes", "process_id"):
+        if FLAGS[name].value is not None:
+            raise app.UsageError(f"--{name}={FLAGS[name].value} is for --distributed; give both or neither")

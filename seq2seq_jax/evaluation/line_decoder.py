@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from seq2seq_jax.config import TransformerConfig
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.evaluation.corpus import Decoded, decode_rows, encode_sources
 from seq2seq_jax.evaluation.lines import one_line
@@ -86,8 +87,12 @@ class LineDecoder:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What the outputs depend on, as JSON values; weights and tokenizers by a hash of their content."""
+        """What the outputs depend on, as JSON values; weights and tokenizers by a hash of their content, which is the
+        same on any mesh."""
         model, generation = self.pretrained.model, self.pretrained.generation_config
+        sides = {side: getattr(model.config, side) for side in ("encoder", "decoder")}
+        unpadded = {side: dataclasses.replace(c, padded_vocab_size=c.vocab_size) for side, c in sides.items()}
+        config = dataclasses.replace(model.config, **unpadded)
         names = (
             "window",
             "batch_size",
@@ -100,8 +105,8 @@ class LineDecoder:
         )
         return {
             "model": {
-                "config": _hash(repr((model.config, np.dtype(model.dtype).name, model.int8)).encode()),
-                "weights": _hash(*_bytes(self.pretrained.params)),
+                "config": _hash(repr((config, np.dtype(model.dtype).name, model.int8)).encode()),
+                "weights": _hash(*_bytes(self.pretrained.params, sides)),
             },
             "tokenizer": {side: _hash(_content(t)) for side, t in self.tokenizers._asdict().items()},
             "generation": dataclasses.asdict(generation),
@@ -127,10 +132,13 @@ def _hash(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _bytes(params: Any):
+def _bytes(params: Any, sides: Mapping[str, TransformerConfig]):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode()
-        yield np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        content, side = np.asarray(leaf), sides.get(path[0].key)
+        if side is not None and leaf.shape[:1] == (side.padded_vocab_size,):
+            content = content[: side.vocab_size]  # the rest is there for a mesh
+        yield f"{jax.tree_util.keystr(path)} {content.shape} {content.dtype}".encode()
+        yield np.ascontiguousarray(content).reshape(-1).view(np.uint8)
 
 
 def _content(tokenizer: Tokenizer) -> bytes:

@@ -254,7 +254,7 @@ def test_int8(script, work, trained, texts, capsys):
         (["--num_processes=2", "--process_id=0", "--text=a"], "several processes need files"),
         (["--num_processes=2"], "one of --num_processes and --process_id is missing"),
         (["--num_processes=2", "--process_id=2"], "--process_id=2 is not below --num_processes=2"),
-        (["--coordinator=localhost:1"], "--coordinator is for --distributed"),
+        (["--coordinator=localhost:1"], "--coordinator=localhost:1 is for --distributed"),
         (["--text=a", "--mbr=chrf"], "mbr 'chrf' chooses among several outputs .* num_return_sequences is 1"),
     ],
 )
