@@ -7,11 +7,13 @@ scripts/dryrun.py --config=configs/x.py --topology=v5p:4x4x4 --search=5    all m
 No weights are read: only the config.json of encoder and decoder, or what --encoder_config and --decoder_config give (a
 file, or the JSON itself: '{"model_type": "bert", "num_hidden_layers": 24}'). TPU topologies need libtpu (pip install
 'jax[tpu]'), and no TPU. A compilation takes minutes.
+
+The training step is computed in config.dtype, over parameters in float32, as in the run (--config.dtype=bfloat16 for
+bfloat16); the search in float32, as the run's evaluation and scripts/generate.py have it.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -20,12 +22,19 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(), and overrides of its fields.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, CHIP:AxB or CHIP:AxBxC: v5e:16x16, v5p:4x4x4 ...")
 DEVICES = flags.DEFINE_integer("devices", None, "So many virtual CPU devices, instead of a topology.", lower_bound=1)
-CHIP = flags.DEFINE_string("chip", "v5e", "With --devices: the chip whose figures stand in for the CPU's.")
+CHIP = flags.DEFINE_string("chip", None, "With --devices: the chip whose figures stand in for the CPU's; default: v5e.")
 ENCODER = flags.DEFINE_string("encoder_config", None, "The encoder's config.json, a path or JSON; else config.encoder.")
 DECODER = flags.DEFINE_string("decoder_config", None, "The decoder's, likewise.")
-DTYPE = flags.DEFINE_string("dtype", None, "Of the computation; default: bfloat16 on TPU, float32 on CPU.")
+DTYPE = flags.DEFINE_string(
+    "dtype", None, "Of both parts' computation; default: config.dtype for the training step, float32 for the search."
+)
 PARTS = flags.DEFINE_list("parts", ["train", "decode"], "What to compile.")
-SEARCH = flags.DEFINE_integer("search", None, "Try all meshes, and compile the best so many.", lower_bound=1)
+SEARCH = flags.DEFINE_integer(
+    "search",
+    None,
+    "Try all meshes, in place of config.mesh, and compile the best so many training steps.",
+    lower_bound=1,
+)
 OUTPUT = flags.DEFINE_string("output", None, "A file for the figures as JSON.")
 
 
@@ -48,8 +57,15 @@ def main(argv):
     wrong = set(PARTS.value) - {"train", "decode"}
     if wrong or not PARTS.value:
         raise app.UsageError(f"--parts has {', '.join(sorted(wrong)) or 'nothing'}; give train, decode or both")
-
-    import jax.numpy as jnp
+    if SEARCH.value is not None and PARTS.present and PARTS.value != ["train"]:
+        raise app.UsageError(
+            f"--search is of the training step alone, and --parts is {','.join(PARTS.value)}; give --parts=train"
+        )
+    if TOPOLOGY.value is not None and CHIP.value is not None:
+        raise app.UsageError(f"--chip={CHIP.value} is for --devices; leave it out, {TOPOLOGY.value} says which chip")
+    if DEVICES.value is not None:  # read when jax first looks for devices
+        count = f"--xla_force_host_platform_device_count={DEVICES.value}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
 
     from seq2seq_jax.config import TrainConfig, from_mapping
     from seq2seq_jax.lab import dryrun_chips as chips
@@ -57,18 +73,19 @@ def main(argv):
     from seq2seq_jax.lab.dryrun_search import search, search_json, search_table
 
     if TOPOLOGY.value is None:
-        chip, devices = chips.chip_named(CHIP.value), chips.cpu_devices(DEVICES.value)
+        chip, devices = chips.chip_named(CHIP.value or "v5e"), chips.cpu_devices(DEVICES.value)
     else:
         chip, devices = chips.tpu_devices(TOPOLOGY.value)
     values = CONFIG.value.to_dict()
     encoder, values["encoder"] = side(ENCODER.value, values["encoder"])
     decoder, values["decoder"] = side(DECODER.value, values["decoder"])
     values["data"]["train"] = values["data"]["train"] or "(none)"
+    values["dtype"] = DTYPE.value or values["dtype"]
     config = from_mapping(TrainConfig, values)
-    dtype = jnp.dtype(DTYPE.value or ("float32" if TOPOLOGY.value is None else "bfloat16"))
-    common = (config, (encoder, decoder), devices, chip, dtype)
+    common = (config, (encoder, decoder), devices, chip)
     if SEARCH.value is None:
-        figures = report(*common, TOPOLOGY.value or f"{DEVICES.value} CPU devices", PARTS.value)
+        target = TOPOLOGY.value or f"{DEVICES.value} CPU devices"
+        figures = report(*common, target, PARTS.value, DTYPE.value or "float32")
         print(table(figures))
     else:
         found = search(*common, SEARCH.value)
@@ -78,16 +95,7 @@ def main(argv):
         Path(OUTPUT.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def devices_asked(arguments):
-    """The value of --devices, which jax has to know when it starts."""
-    found = [a.partition("=")[2] for a in arguments if a.lstrip("-").startswith("devices=")]
-    return found[-1] if found else None
-
-
 if __name__ == "__main__":
     # Before anything imports jax, which then asks no metadata server for a TPU.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
-    if devices_asked(sys.argv):
-        count = f"--xla_force_host_platform_device_count={devices_asked(sys.argv)}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     app.run(main)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig, TrainConfig
+from seq2seq_jax.config import ATTENTION_IMPLS, EncoderDecoderConfig, GenerationConfig, TrainConfig, check
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.generate import rules_of, strategy_of
@@ -29,6 +29,7 @@ from seq2seq_jax.lab.dryrun_chips import Chip
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program, sizes_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
+from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.mesh import batch_parts, batch_sharding
 from seq2seq_jax.training.flops import StepFlops, step_flops
 from seq2seq_jax.training.loop import check_division
@@ -91,11 +92,12 @@ def bounds(cost: Cost, chip: Chip) -> Bounds:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """A training step. bucket: the batch's shape. held: bytes a chip of parameters and optimizer state. flops: by the
-    shapes, of all chips. cost: of a chip, by the compiled program. memory: None if it does not fit, then `needed` says
-    how much it wants, where the compiler tells."""
+    """A training step. bucket: the batch's shape. dtype: what it is computed in. held: bytes a chip of parameters,
+    optimizer state and averages. flops: by the shapes, of all chips. cost: of a chip, by the compiled program. memory:
+    None if it does not fit, then `needed` says how much it wants, where the compiler tells."""
 
     bucket: Bucket
+    dtype: str
     held: Mapping[str, int]
     flops: StepFlops
     cost: Cost | None
@@ -111,21 +113,35 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class DecodeReport:
-    """A search. rows, source: its input. beams, capacity: of the cache. held: bytes a chip of parameters and cache.
-    start: what comes before the first step. step: of one step at the full capacity. memory: of the loop.
-    cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values' sizes on a chip, and no
-    parameter's."""
+    """A search. rows, source: its input. beams, capacity: of the cache. dtype: what it is computed in. held: bytes a
+    chip of parameters and cache. start: what comes before the first step. step: of one step at the full capacity.
+    memory: of the loop. cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values'
+    sizes on a chip, and no parameter's."""
 
     rows: int
     source: int
     beams: int
     capacity: int
+    dtype: str
     held: Mapping[str, int]
     start: Cost | None
     step: Cost | None
     memory: Memory | None
     cache_gathers: int | None
     needed: int | None = None
+
+
+def check_config(config: TrainConfig, devices: Sequence[Any]) -> None:
+    """Raises ValueError for a program that is not compiled here, or not for these devices."""
+    check(
+        config.mesh.mode == "jit",
+        f"mesh.mode is {config.mesh.mode!r}, and a dry run compiles jit's program alone; give mesh.mode=jit",
+    )
+    needed, platform = ATTENTION_IMPLS[config.attention_impl], devices[0].platform
+    check(
+        needed in (None, platform),
+        f"attention_impl {config.attention_impl!r} needs a {needed}, and these devices are of a {platform}; give 'xla'",
+    )
 
 
 def abstract_model(
@@ -167,23 +183,38 @@ def batch_shape(config: TrainConfig, mesh: Mesh) -> Bucket:
     return plan.buckets[-1]
 
 
+def abstract_batch(bucket: Bucket, mesh: Mesh, *, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `data.pipeline.make_batch` gives, spread over the mesh."""
+    source, target = ("input_ids", "attention_mask"), ("labels",)
+    if packed:
+        source, target = (*source, "encoder_pack_ids"), (*target, "decoder_pack_ids")
+    lengths = {**dict.fromkeys(source, bucket.source_length), **dict.fromkeys(target, bucket.target_length)}
+    place = batch_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct((bucket.rows, n), jnp.int32, sharding=place) for k, n in lengths.items()}
+
+
 def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainReport:
-    """Compiles one training step, parameters in float32, computed in the model's dtype."""
-    config = dataclasses.replace(config, dtype=jnp.dtype(model.dtype).name)
+    """Compiles one training step as the run does: in the config's dtype, over parameters in float32.
+
+    Raises:
+      ValueError: if the mesh does not divide the batch, or an example may be longer than the model takes.
+    """
     bucket, params = batch_shape(config, mesh), abstract_params(model, mesh, jnp.float32)
+    check_length(model.config.encoder, config.data.max_source_length)
+    check_length(model.config.decoder, config.data.max_target_length)
     training = make_training(config, model, params, config.num_steps or STEPS)
     state = abstract_state(training, params)
-    lengths = {"input_ids": bucket.source_length, "attention_mask": bucket.source_length}
-    lengths["labels"] = bucket.target_length
-    place = batch_sharding(mesh)
-    batch = {k: jax.ShapeDtypeStruct((bucket.rows, n), jnp.int32, sharding=place) for k, n in lengths.items()}
-    held = {"parameters": bytes_held(params), "optimizer state": bytes_held(state.opt_state)}
+    batch = abstract_batch(bucket, mesh, packed=config.batch.packing)
+    held = {"parameters": bytes_held(state.params), "optimizer state": bytes_held(state.opt_state)}
+    held |= {} if state.ema is None else {"averages": bytes_held(state.ema)}
     flops = step_flops(training.model, training.model_frozen, bucket.rows, bucket.source_length, bucket.target_length)
+    report = TrainReport(bucket, jnp.dtype(training.model.dtype).name, held, flops, None, None)
+    step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
     try:
-        compiled = _compiled(jax.jit(training.step, donate_argnums=0), mesh, state, batch)
+        compiled = _compiled(step, mesh, state, batch)
     except DoesNotFit as error:
-        return TrainReport(bucket, held, flops, None, None, error.needed)
-    return TrainReport(bucket, held, flops, Program(compiled.as_text()).cost(), _memory(compiled))
+        return dataclasses.replace(report, needed=error.needed)
+    return dataclasses.replace(report, cost=Program(compiled.as_text()).cost(), memory=_memory(compiled))
 
 
 def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> DecodeReport:
@@ -209,7 +240,8 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
 
     inputs = Source(given(jnp.int32, rows, source), given(jnp.bool_, rows, source), given(jnp.int32, rows))
     prompt = given(jnp.int32, rows, 1)
-    report = DecodeReport(rows, source, strategy.slots, capacity, {"parameters": bytes_held(params)}, *(None,) * 4)
+    held, dtype = {"parameters": bytes_held(params)}, jnp.dtype(model.dtype).name
+    report = DecodeReport(rows, source, strategy.slots, capacity, dtype, held, *(None,) * 4)
     start = jax.jit(engine.start.__wrapped__, static_argnames=("model", "strategy", "capacity"))
     try:
         begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, None, prompt, rules)
@@ -223,17 +255,26 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
         return dataclasses.replace(report, needed=error.needed)
     program = Program(loop.as_text())
     step = program.cost(unknown_turns=1).plus(program.cost(unknown_turns=0), -1)
-    stores = jax.tree.leaves((carry.cache.keys, carry.cache.values, carry.cache.cross))
-    part_sizes = lambda arrays: {sizes_of(a.sharding.shard_shape(a.shape)) for a in arrays}
-    parts = part_sizes(stores) - part_sizes(jax.tree.leaves(params))
-    gathers = sum(n for c, n in step.collectives.items() if c.kind != "all-reduce" and parts & {*c.given})
+    stores = (carry.cache.keys, carry.cache.values, carry.cache.cross)
     return dataclasses.replace(
         report,
         start=Program(begun.as_text()).cost(),
         step=step,
         memory=_memory(loop),
-        cache_gathers=int(gathers),
+        cache_gathers=exchanges(step, stores, params),
     )
+
+
+def exchanges(cost: Cost, arrays: Any, others: Any) -> int:
+    """How many exchanges, sums aside, are of something that has the sizes of one of `arrays` on a chip, and of none of
+    `others`.
+
+    Args:
+      arrays, others: trees of abstract arrays with shardings.
+    """
+    sizes = lambda tree: {sizes_of(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree)}
+    meant = sizes(arrays) - sizes(others)
+    return int(sum(n for c, n in cost.collectives.items() if c.kind != "all-reduce" and meant & {*c.given}))
 
 
 def decoding_params(model: EncoderDecoder, mesh: Mesh) -> Any:

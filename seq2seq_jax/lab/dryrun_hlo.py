@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
-# They move nothing: names for what is there, and the ends of what was begun before.
+# They move nothing: names for what is there, the ends of what was begun before, and custom calls that are no `KERNEL`.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "iota", "custom-call", "opt-barrier", "while", "conditional", "call", "async-start", "async-update",
 )  # fmt: skip
 # A fusion that is a TPU's reduce-scatter; it writes its part only.
 SCATTER = "all-reduce-scatter"
+# Of a custom kernel (Pallas), which reads its operands and writes its results.
 KERNEL = 'custom_call_target="tpu_custom_call"'
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 LINE = re.compile(r"\s*(ROOT )?%?(\S+) = ")
@@ -110,6 +111,10 @@ class Instruction:
     @property
     def bytes(self) -> float:
         return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def kernel(self) -> bool:
+        return self.opcode == "custom-call" and KERNEL in self.rest
 
     def value(self, name: str) -> str:
         """Of `name=value`; empty if there is none."""
@@ -202,7 +207,7 @@ class Program:
                 cost = cost.plus(self._called(i, unknown_turns))
                 cost = cost.plus(Cost(bytes=self._moved(i, name)))
                 for where, part in self._parts(i, name):
-                    cost = cost.plus(Cost(flops=self._flops(part, where), kernels=KERNEL in part.rest))
+                    cost = cost.plus(Cost(flops=self._flops(part, where), kernels=part.kernel))
                     if (collective := self._collective(part, where)) is not None:
                         # One that runs beside other work stands in several fusions, under one channel.
                         channel = part.value("channel_id") or part.name
@@ -293,7 +298,7 @@ class Program:
 
     def _moved(self, i: Instruction, where: str) -> float:
         """Bytes that it reads from and writes to main memory; of an array that it slices, the slice only."""
-        if i.opcode in FREE or i.opcode.endswith("-done"):
+        if (i.opcode in FREE and not i.kernel) or i.opcode.endswith("-done"):
             return 0.0
         if i.opcode == "fusion":
             parameters = self._parameters(i)
@@ -332,6 +337,8 @@ class Program:
             first, same = use.operands[0] == i.name, use.shapes[0].size == i.shapes[0].size
             if use.opcode == "tuple":
                 share += 0.0 if i.opcode == "parameter" else of_root
+            elif use.kernel:
+                share += 1.0
             elif use.opcode == "fusion":
                 rest, parameters = self._share_of_result(use, where, of_root), self._parameters(use)
                 given = [n for n, name in enumerate(use.operands) if name == i.name]
@@ -377,8 +384,9 @@ def _collects(i: Instruction) -> bool:
 
 
 def _elsewhere(i: Instruction) -> bool:
-    """What it moves is counted elsewhere, if it stands in a fusion; custom calls there are a collective's two ends."""
-    return i.opcode == "custom-call" or _collects(i)
+    """What it moves is counted elsewhere, if it stands in a fusion; custom calls there that are no kernels are a
+    collective's two ends."""
+    return (i.opcode == "custom-call" and not i.kernel) or _collects(i)
 
 
 def _convolution(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:

@@ -18,6 +18,7 @@ from seq2seq_jax.lab.dryrun import (
     TrainReport,
     abstract_model,
     bounds,
+    check_config,
     count_parameters,
     dry_decode,
     dry_train,
@@ -25,20 +26,19 @@ from seq2seq_jax.lab.dryrun import (
 from seq2seq_jax.lab.dryrun_chips import Chip
 from seq2seq_jax.lab.dryrun_hlo import Cost
 from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.setup import make_training
+from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
 
 GATHERED = "cache exchanged"
 
 
 class Setting(NamedTuple):
-    """What was compiled for what. total, trained: parameters. mesh: sizes of its axes."""
+    """For what it was compiled. total, trained: parameters. mesh: sizes of its axes."""
 
     chip: Chip
     mesh: Mapping[str, int]
     total: int
     trained: int
-    dtype: str
     target: str
 
     @property
@@ -51,21 +51,27 @@ def report(
     sides: tuple[Mapping[str, Any], Mapping[str, Any]],
     devices: Sequence[Any],
     chip: Chip,
-    dtype: Any,
     target: str,
     parts: Sequence[str] = ("train", "decode"),
+    search_dtype: Any = jnp.float32,
 ) -> dict[str, Any]:
     """Compiles the `parts` of a run on the config's mesh of `devices`, and tells what `table` shows.
 
     Args:
       sides: the contents of the config.json of encoder and decoder.
       target: what the devices are, for the reader.
+      search_dtype: what the search is computed in; float32 is that of a run's evaluation and of generate.py.
+
+    Raises:
+      ValueError: for a config that cannot be compiled for these devices.
     """
+    check_config(config, devices)
     mesh = make_mesh(**config.mesh.sizes, devices=devices)
-    model = abstract_model(config, *sides, mesh, dtype)
+    model = abstract_model(config, *sides, mesh, jnp.dtype(search_dtype))
     params = abstract_params(model, mesh, jnp.float32)
-    counts = count_parameters(params, make_training(config, model, params, config.num_steps or STEPS).frozen)
-    setting = Setting(chip, dict(mesh.shape), *counts, jnp.dtype(dtype).name, target)
+    training = make_training(config, model, params, config.num_steps or STEPS)
+    counts = count_parameters(abstract_state(training, params).params, training.frozen)
+    setting = Setting(chip, dict(mesh.shape), *counts, target)
     train = dry_train(config, model, mesh) if "train" in parts else None
     decode = dry_decode(config, model, mesh) if "decode" in parts else None
     return as_json(train, decode, setting)
@@ -76,6 +82,7 @@ def train_json(report: TrainReport, setting: Setting) -> dict[str, Any]:
     bucket, chips = report.bucket, setting.chips
     out = {
         "batch": {"rows": bucket.rows, "source": bucket.source_length, "target": bucket.target_length},
+        "dtype": report.dtype,
         **_held(report, setting),
         "model_flops_all_chips": report.flops.useful,
         "flops_all_chips": report.flops.done,
@@ -96,6 +103,7 @@ def decode_json(report: DecodeReport, setting: Setting) -> dict[str, Any]:
     """Figures of a search; `seconds` of one step at the full capacity."""
     out = {
         "batch": {"rows": report.rows, "source": report.source, "beams": report.beams, "capacity": report.capacity},
+        "dtype": report.dtype,
         **_held(report, setting),
     }
     if report.step is None:
@@ -116,7 +124,6 @@ def as_json(train: TrainReport | None, decode: DecodeReport | None, setting: Set
         "chip": setting.chip.name,
         "chips": setting.chips,
         "mesh": dict(setting.mesh),
-        "dtype": setting.dtype,
         "parameters": setting.total,
         "trained_parameters": setting.trained,
     }
@@ -161,7 +168,6 @@ def table(figures: Mapping[str, Any]) -> str:
         ("devices", f"{figures['target']}; {figures['chips']} chips, figures of a {figures['chip']}"),
         ("mesh", mesh),
         ("parameters", f"{figures['parameters']:,}, of which {figures['trained_parameters']:,} are trained"),
-        ("computed in", figures["dtype"]),
     ]
     for name, section in (("training step", "train"), ("search", "decode")):
         if section in figures:
@@ -176,9 +182,11 @@ def _section(part: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[tu
     a_part = f"{batch['rows'] // split} on each of {split} parts of the mesh"
     if "capacity" in batch:
         yield "  batch", f"{batch['rows']} sources of {batch['source']} tokens ({a_part}); {batch['beams']} beams"
+        yield "  computed in", f"{part['dtype']}, parameters too"
         yield "  cache", f"room for {batch['capacity']} tokens"
     else:
         yield "  batch", f"{batch['rows']} x ({batch['source']} + {batch['target']}) tokens ({a_part})"
+        yield "  computed in", f"{part['dtype']}, over float32 parameters"
     for name, count in part["bytes"].items():
         if name != "peak":
             yield f"  {name}", f"{_bytes(count)} a chip"

@@ -15,7 +15,15 @@ from jax.sharding import Mesh
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.plan import Bucket
-from seq2seq_jax.lab.dryrun import Bounds, TrainReport, abstract_model, batch_shape, bytes_held, dry_train
+from seq2seq_jax.lab.dryrun import (
+    Bounds,
+    TrainReport,
+    abstract_model,
+    batch_shape,
+    bytes_held,
+    check_config,
+    dry_train,
+)
 from seq2seq_jax.lab.dryrun_chips import Chip
 from seq2seq_jax.lab.peers.processes import say
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
@@ -63,20 +71,22 @@ def search(
     sides: tuple[Mapping[str, Any], Mapping[str, Any]],
     devices: Sequence[Any],
     chip: Chip,
-    dtype: Any,
     compiled: int,
 ) -> list[Candidate]:
-    """The legal layouts of `devices`, the best `compiled` of them by estimate compiled, best first; says how it goes.
+    """The legal layouts of `devices`, whatever config.mesh has, the best `compiled` of them by estimate compiled, best
+    first; says how it goes.
 
     Raises:
-      ValueError: if no layout is legal.
+      ValueError: if no layout is legal, or for a config that cannot be compiled for these devices.
     """
+    check_config(config, devices)
 
     def model_for(mesh: Mesh) -> EncoderDecoder:
-        return abstract_model(config, *sides, mesh, dtype)
+        return abstract_model(config, *sides, mesh, jnp.dtype(config.dtype))
 
     found = legal(config, model_for, devices, chip)
-    say(f"{len(found)} legal layouts of {len(devices)} devices; compiling {min(compiled, len(found))}")
+    say(f"{len(found)} legal layouts of {len(devices)} devices; compiling {min(compiled, len(found))} training steps")
+    say(f"computed in {config.dtype}, over float32 parameters")
     for number, candidate in enumerate(found[:compiled]):
         begin, mesh = time.monotonic(), make_mesh(**candidate.layout._asdict(), devices=devices)
         found[number] = done = candidate._replace(report=dry_train(config, model_for(mesh), mesh))

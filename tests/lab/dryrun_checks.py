@@ -25,6 +25,7 @@ CONFIG = {
     "evaluation.batch_size": 12,
     "remat": "full",
     "dropout": 0.0,
+    "dtype": "bfloat16",
     "generation.num_beams": 2,
     "generation.max_length": 8,
     "mesh.data": 2,
@@ -39,7 +40,7 @@ def held(name):
 
 sides = [f"--{role}_config={json.dumps(BERT)}" for role in ("encoder", "decoder")]
 fields = [f"--config.{name}={value}" for name, value in CONFIG.items()]
-script = [str(ROOT / "scripts/dryrun.py"), f"--config={ROOT / 'configs/common.py'}", "--devices=8"]
+script = [str(ROOT / "scripts/dryrun.py"), f"--config={ROOT / 'configs/common.py'}", "--devices", "8"]
 sys.argv = [*script, *sides, *fields, f"--output={OUTPUT}"]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -49,6 +50,7 @@ held("scripts/dryrun.py")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from seq2seq_jax.config import TrainConfig, from_mapping  # noqa: E402
 from seq2seq_jax.lab import dryrun, dryrun_search  # noqa: E402
@@ -82,6 +84,22 @@ with jax.set_mesh(mesh):
     held("the state lies where a run's does")
 same_places(dryrun.decoding_params(model, mesh), pair.model.decoding_params(pair.params))
 held("decoding parameters lie where a search's do")
+
+# A search that has the cached keys whole in each step.
+step_function, whole = dryrun.engine.step_function, NamedSharding(mesh, PartitionSpec())
+
+
+def gathering(*arguments):
+    step = step_function(*arguments)
+    gathered = lambda cache: cache.replace(keys=jax.lax.with_sharding_constraint(cache.keys, whole))
+    return lambda tokens, cache: step(tokens, gathered(cache))
+
+
+dryrun.engine.step_function = gathering
+settings = {"evaluation": {"batch_size": 12}, "generation": {"num_beams": 3, "max_length": 8}}
+assert dryrun.dry_decode(from_mapping(TrainConfig, {**values, **settings}), model, mesh).cache_gathers > 0
+dryrun.engine.step_function = step_function
+held("exchanges of the cache are counted")
 
 chip = CHIPS["v5e"]
 candidates = dryrun_search.legal(config, lambda m: dryrun.abstract_model(config, BERT, BERT, m, jnp.float32),

@@ -3,16 +3,22 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from seq2seq_jax.config import TrainConfig, from_mapping
-from seq2seq_jax.lab import dryrun, dryrun_chips
+from seq2seq_jax.data.encoding import EncodedPairs
+from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.data.plan import BatchPlan
+from seq2seq_jax.lab import dryrun, dryrun_chips, dryrun_report, dryrun_search
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.parallel.mesh import make_mesh
@@ -25,6 +31,7 @@ HELD = (
     "scripts/dryrun.py",
     "the state lies where a run's does",
     "decoding parameters lie where a search's do",
+    "exchanges of the cache are counted",
     "all legal meshes",
     "what does not divide is refused",
 )
@@ -65,6 +72,7 @@ def test_report(eight_devices):
     assert figures["mesh"] == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2} and figures["chips"] == 8
     assert figures["parameters"] == figures["trained_parameters"] > 30000
     train, search = figures["train"], figures["decode"]
+    assert (train["dtype"], search["dtype"]) == ("bfloat16", "float32")  # the config's, and evaluation's
     assert train["batch"] == {"rows": 16, "source": 16, "target": 8}
     held = train["bytes"]
     # A quarter of the kernels and tables, and of their two moments; what is small is whole.
@@ -94,6 +102,8 @@ def test_report(eight_devices):
     assert search["seconds_before_the_first_step"]["compute"] > search["seconds"]["compute"]
     for line in ("mesh ", "MFU bound", "bound by network", "optimizer state", "a chip: fits", "cache exchanged"):
         assert line in out, out
+    computed = [line.split()[2:] for line in out.splitlines() if "computed in" in line]
+    assert [words[0] for words in computed] == ["bfloat16,", "float32,"]
 
 
 def config_of(**values):
@@ -132,9 +142,93 @@ def test_compute_is_bound_by_what_kernels_do_too():
     shapes = StepFlops(useful=8 * 2 * chip.flops, done=8 * 3 * chip.flops)  # three seconds of 8 chips
 
     def bound(kernels):
-        return dryrun.TrainReport(None, {}, shapes, Cost(flops=chip.flops, kernels=kernels), None).bounds(chip, 8)
+        return dryrun.TrainReport(None, "", {}, shapes, Cost(flops=chip.flops, kernels=kernels), None).bounds(chip, 8)
 
     assert [bound(kernels).compute for kernels in (0, 1)] == [1.0, 3.0]
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Batch and program of each training step, which is traced and not compiled."""
+    given = []
+
+    def trace(step, mesh, state, batch):
+        given.append((batch, str(step.trace(state, batch).jaxpr)))
+        raise dryrun.DoesNotFit("")
+
+    monkeypatch.setattr(dryrun, "_compiled", trace)
+    return given
+
+
+def dry_trained(config):
+    mesh = make_mesh()
+    return dryrun.dry_train(config, dryrun.abstract_model(config, BERT, BERT, mesh, jnp.float32), mesh)
+
+
+@pytest.mark.parametrize("batch", [{}, {"packing": True}, {"packing": True, "pack_source_length": 40}])
+def test_the_batch_is_the_runs(traced, batch):
+    config = config_of(batch={"size": 2, **batch})
+    dry_trained(config)
+    lengths = np.array([16, 5, 9]), np.array([8, 3, 2])
+    ids = [[np.ones(n, int).tolist() for n in side] for side in lengths]
+    rows = datasets.Dataset.from_dict(dict(zip(("input_ids", "labels"), ids)))
+    encoded = EncodedPairs(rows, rows, np.arange(3), *lengths, None, "")
+    run = next(batches(encoded, BatchPlan(*lengths, config.batch, seed=0), 0, 1, source_pad_id=0)).arrays
+    described = lambda arrays: {name: (x.shape, x.dtype) for name, x in arrays.items()}
+    assert described(traced[0][0]) == described(run)
+
+
+@pytest.mark.parametrize("dtype, short", [("float32", set()), ("bfloat16", {"bf16"}), ("float16", {"f16"})])
+def test_the_step_has_the_configs_dtype(traced, dtype, short):
+    assert dry_trained(config_of(dtype=dtype)).dtype == dtype
+    assert set(re.findall(r"\b(b?f16)\[", traced[0][1])) == short
+
+
+def test_what_a_step_holds(traced):
+    """Moving averages and adapters too, which are all that is trained."""
+    plain = dry_trained(config_of()).held
+    assert dry_trained(config_of(ema_decay=0.9)).held == {**plain, "averages": plain["parameters"]}
+    config = config_of(lora={"rank": 2})
+    adapters = dry_trained(config).held["parameters"] - plain["parameters"]
+    devices, chip = jax.devices()[:1], dryrun_chips.CHIPS["v5e"]
+    counted = dryrun_report.report(config, (BERT, BERT), devices, chip, "one CPU", parts=())
+    # Queries and values of 3 layers, of the encoder's one and the decoder's two blocks: 32 to 2 and 2 to 32 numbers.
+    assert counted["trained_parameters"] == adapters / 4 == 3 * 3 * 2 * (2 * 32 * 2)
+    assert counted["parameters"] == (plain["parameters"] + adapters) / 4
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        ({"mesh": {"mode": "pmap"}}, "mesh.mode is 'pmap'.* give mesh.mode=jit"),
+        ({"attention_impl": "splash"}, "'splash' needs a tpu, and these devices are of a cpu"),
+    ],
+)
+def test_what_is_not_compiled_is_refused(values, says):
+    common = (config_of(**values), (BERT, BERT), jax.devices()[:1], dryrun_chips.CHIPS["v5e"])
+    with pytest.raises(ValueError, match=says):
+        dryrun_report.report(*common, "one CPU")
+    with pytest.raises(ValueError, match=says):
+        dryrun_search.search(*common, 1)
+
+
+def test_examples_longer_than_the_model_are_refused():
+    data = {"train": "x", "max_source_length": 520, "max_target_length": 8}
+    with pytest.raises(ValueError, match="520 tokens is longer than the 512 positions"):
+        dry_trained(config_of(data=data, batch={"size": 2, "packing": True}))
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--devices=2", "--search=1", "--parts=decode"], "--parts is decode; give --parts=train"),
+        (["--topology=v5e:2x2", "--chip=v5p"], "--chip=v5p is for --devices"),
+        (["--devices", "1", "--parts=none"], "--parts has none"),
+    ],
+)
+def test_flags_that_do_not_agree(flags, says):
+    code, _, said = process([sys.executable, "scripts/dryrun.py", "--config=configs/common.py", *flags])
+    assert code != 0 and says in said
 
 
 def test_every_remat_policy_has_its_flops():
@@ -225,6 +319,43 @@ def test_text_of_a_tpu():
     # To main memory: the first fusion's result; from it: what is reduced; both ways, once: what is gathered.
     assert cost.bytes == 6 * (4 * 4 * 8 * 32 * 32 + reduced + 2 * gathered)
     assert Program(HLO.replace("constant(6)", "parameter(1)")).cost(unknown_turns=2).sent == cost.sent / 3
+
+
+KERNELS = """HloModule step, num_partitions=1
+
+%attend (q: bf16[2,64,128], k: bf16[2,64,128]) -> bf16[1,64,128] {
+  %q = bf16[2,64,128]{2,1,0} parameter(0)
+  %k = bf16[2,64,128]{2,1,0} parameter(1)
+  %scaled = bf16[2,64,128]{2,1,0} negate(%q)
+  %y = bf16[2,64,128]{2,1,0} custom-call(%scaled, %k), custom_call_target="tpu_custom_call"
+  ROOT %half = bf16[1,64,128]{2,1,0} slice(%y), slice={[0:1], [0:64], [0:128]}
+}
+
+%other (q.3: bf16[2,64,128]) -> (bf16[2,64,128], f32[2,64]) {
+  %q.3 = bf16[2,64,128]{2,1,0} parameter(0)
+  ROOT %y.3 = (bf16[2,64,128]{2,1,0}, f32[2,64]{1,0}) custom-call(%q.3), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (q.1: bf16[2,64,128], k.1: bf16[2,64,128]) -> bf16[1,64,128] {
+  %q.1 = bf16[2,64,128]{2,1,0} parameter(0)
+  %k.1 = bf16[2,64,128]{2,1,0} parameter(1)
+  %near = bf16[2,64,128]{2,1,0:S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %far = bf16[2,64,128]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %y.1 = (bf16[2,64,128]{2,1,0}, f32[2,64]{1,0:S(1)}) custom-call(%q.1, %near, /*index=2*/%far), custom_call_target="tpu_custom_call", metadata={op_name="splash"}
+  %y.2 = (bf16[2,64,128]{2,1,0}, f32[2,64]{1,0}) fusion(%k.1), kind=kCustom, calls=%other
+  ROOT %f = bf16[1,64,128]{2,1,0} fusion(%q.1, %k.1), kind=kCustom, calls=%attend
+}
+"""  # noqa: E501
+
+
+def test_custom_kernels_move_what_they_read_and_write():
+    """By themselves and in fusions, all of it even where a part of the result is used; not what is on the chip, and not
+    what other custom calls stand for."""
+    cost, whole = Program(KERNELS).cost(), 2 * 2 * 64 * 128
+    alone, second, sliced = 3 * whole, 2 * whole + 4 * 2 * 64, 2 * whole + whole / 2
+    assert cost.kernels == 3 and cost.bytes == alone + second + sliced
+    free = Program(KERNELS.replace("tpu_custom_call", "AllocateBuffer")).cost()
+    assert free.kernels == 0 and free.bytes == whole / 2
 
 
 GROUPS = {
@@ -331,21 +462,30 @@ SMALL = [
     "--config.batch.size=32", "--config.batch.buckets=1", "--config.remat=full", "--config.dropout=0.0",
     "--config.generation.max_length=64", "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
 ]  # fmt: skip
+SMALL += ["--config.dtype=bfloat16"]
 SMALL += [f"--{role}_config={json.dumps({**BERT, 'vocab_size': 1000})}" for role in ("encoder", "decoder")]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jax[tpu]'")
-def test_tpu_slice(tmp_path):
+@pytest.mark.parametrize("attention", ["xla", "splash"])
+def test_tpu_slice(tmp_path, attention):
     output = tmp_path / "figures.json"
+    flags = [*SMALL, f"--config.attention_impl={attention}", "--config.data.max_target_length=128"]
     code, out, said = process(
-        [sys.executable, "scripts/dryrun.py", *SMALL, "--topology=v5e:2x4", f"--output={output}"], XLA_FLAGS=""
+        [sys.executable, "scripts/dryrun.py", *flags, "--topology=v5e:2x4", f"--output={output}"], XLA_FLAGS=""
     )
     assert code == 0, said
     figures = json.loads(output.read_text())
     train, search = figures["train"], figures["decode"]
-    assert figures["dtype"] == "bfloat16" and figures["chips"] == 8
-    assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+    assert (train["dtype"], search["dtype"]) == ("bfloat16", "float32") and figures["chips"] == 8
+    if attention == "xla":
+        assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+        assert train["custom_kernels"] == 0
+    else:
+        # Of 9 blocks, forwards, once more (remat) and twice backwards; at the least, as each reads q, k and v.
+        assert train["compiled_flops_all_chips"] < train["flops_all_chips"] and train["custom_kernels"] >= 36
+        assert train["bytes_moved"] > 36 * 3 * 8 * 2 * 128 * 8 * 2
     for part, kinds in ((train, ("parameters", "optimizer state")), (search, ("parameters", "cache"))):
         assert part["fits"] and all(part["bytes"][kind] > 0 for kind in (*kinds, "arguments", "peak"))
     assert search["cache_gathers"] == 0 and "cache exchanged" in out
