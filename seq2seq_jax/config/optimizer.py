@@ -11,6 +11,8 @@ from seq2seq_jax.config.validation import check, check_choice, check_counts, fro
 
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear", "noam")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
+# What a group says about updates, and has no meaning where there are none.
+OF_UPDATES = ("learning_rate", "learning_rate_scale", "weight_decay", "schedule", "warmup_steps", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class GroupConfig:
         for name in ("learning_rate", "learning_rate_scale"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{where}.{name} is {value!r}; give a number above 0, or freeze=True")
+        check_weight_decay(self.weight_decay, where)
         check(
             self.learning_rate is None or self.learning_rate_scale is None,
             f"{where} has both learning_rate and learning_rate_scale; give one of them",
@@ -49,6 +52,17 @@ class GroupConfig:
             not (self.freeze and self.unfreeze_step),
             f"{where} has both freeze and unfreeze_step; give one of them",
         )
+        given = [name for name in OF_UPDATES if getattr(self, name) is not None]
+        check(
+            not (self.freeze and given),
+            f"{where} has both freeze and {', '.join(given)}; what is frozen is not updated, so leave out one or the"
+            " other",
+        )
+
+    @property
+    def label(self) -> str:
+        """What its metrics are called."""
+        return self.name or self.match
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class OptimizerConfig:
     eps: float = setting(1e-8, help="adamw: added to the root of that mean")
     muon_momentum: float = setting(0.95, help="muon: decay of the mean of gradients")
     weight_decay: float = setting(0.01, help="decoupled, on every trained parameter")
-    clip_norm: float | None = setting(1.0, help="the global norm of the gradient is cut to this; unset: it is not")
+    clip_norm: float | None = setting(1.0, help="the global norm of the gradient is cut to this; 0 or unset: it is not")
     freeze: tuple[str, ...] = setting(
         (),
         help="""regular expressions; parameters whose name begins with a match ('encoder.embeddings') stay as they
@@ -114,6 +128,12 @@ class OptimizerConfig:
         for name in ("b1", "b2", "muon_momentum"):
             value = getattr(self, name)
             check(0 <= value < 1, f"optimizer.{name} is {value!r}; give a number from 0 to below 1")
+        clip = self.clip_norm
+        check(
+            clip is None or clip >= 0, f"optimizer.clip_norm is {clip!r}; give a number above 0, or 0 for no clipping"
+        )
+        check(self.eps > 0, f"optimizer.eps is {self.eps!r}; give a number above 0")
+        check_weight_decay(self.weight_decay, "optimizer")
         for pattern in self.freeze:
             check_expression(pattern, "optimizer.freeze")
         decay, above = self.layer_decay, self.skip_above
@@ -126,6 +146,13 @@ class OptimizerConfig:
         )
         for rule in (self, *groups):
             self._check_warmup(rule)
+        labels = [group.label for group in groups]
+        for label in labels:
+            check(
+                labels.count(label) == 1,
+                f"optimizer.groups has {labels.count(label)} groups whose metrics would be called {label!r} (a group's"
+                " name, or else its match); give each a name of its own",
+            )
 
     def _check_warmup(self, rule: OptimizerConfig | GroupConfig) -> None:
         schedule = self.schedule if rule.schedule is None else rule.schedule
@@ -147,7 +174,7 @@ class LoraConfig:
     targets: tuple[str, ...] = setting(
         (r"attention\.query", r"attention\.value"),
         help="""regular expressions (re.search) of kernels' names without layer numbers
-        (decoder.layers.cross_attention.query.kernel)""",
+        (decoder.layers.cross_attention.query.kernel; decoder.head.kernel, if it is not tied to the embeddings)""",
     )
 
     def __post_init__(self):
@@ -156,6 +183,11 @@ class LoraConfig:
         check(self.rank == 0 or len(self.targets) > 0, "lora.targets is empty; name kernels ('attention.query')")
         for pattern in self.targets:
             check_expression(pattern, "lora.targets")
+
+
+def check_weight_decay(value: float | None, where: str) -> None:
+    """A ValueError, unless `value` is None or a number from 0 up."""
+    check(value is None or value >= 0, f"{where}.weight_decay is {value!r}; give a number from 0 up")
 
 
 def check_expression(pattern: str, where: str) -> None:

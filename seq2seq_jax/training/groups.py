@@ -19,7 +19,8 @@ from seq2seq_jax.training.schedules import schedule
 
 NEVER = np.iinfo(np.int32).max
 ALL = GroupConfig(match=".*", name="all")
-MUON_KERNEL = re.compile(rf"{ADAPTERS}/|enc_to_dec_proj/|\w+/layers/")
+# Adapters go with their kernel.
+MUON_KERNEL = re.compile(rf"({ADAPTERS}/)?(enc_to_dec_proj/|\w+/layers/)")
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,17 @@ def assign_groups(
     return Groups(groups, arrays)
 
 
+def check_unfreezing(config: OptimizerConfig, num_steps: int) -> None:
+    """A ValueError for a group that a run of `num_steps` ends before. Apart from `assign_groups`, which also serves
+    those who do not know a run's steps (dry runs of epochs)."""
+    for rule in config.groups:
+        if rule.unfreeze_step >= num_steps:
+            raise ValueError(
+                f"optimizer.groups[{rule.match!r}].unfreeze_step is {rule.unfreeze_step}, and the run has {num_steps}"
+                " steps, so that these parameters would never be trained; lower it, or give freeze=True instead"
+            )
+
+
 def _first(rules: tuple[GroupConfig, ...], name: str) -> int:
     for number, rule in enumerate(rules):
         if re.match(rule.match, name):
@@ -190,7 +202,7 @@ def _resolved(rule: GroupConfig, config: OptimizerConfig, num_steps: int) -> Gro
     own = lambda name: getattr(config if getattr(rule, name) is None else rule, name)
     peak = own("learning_rate") * (rule.learning_rate_scale or 1.0)
     return Group(
-        label=rule.name or rule.match,
+        label=rule.label,
         schedule=schedule(own("schedule"), peak, own("warmup_steps"), num_steps, config.final_fraction),
         weight_decay=own("weight_decay"),
         algorithm=rule.optimizer or config.name,

@@ -48,7 +48,7 @@ def optimizer(config: OptimizerConfig, groups: Groups) -> optax.GradientTransfor
         grads: Mapping[str, Any], state: OptimizerState, params: Mapping[str, Any], *, good: jax.Array | bool = True
     ) -> tuple[Any, OptimizerState]:
         rates, decays = groups.rates(state.count), [group.weight_decay for group in groups.groups]
-        share = 1.0 if config.clip_norm is None else jnp.minimum(1.0, config.clip_norm / optax.tree.norm(grads))
+        share = 1.0 if not config.clip_norm else jnp.minimum(1.0, config.clip_norm / optax.tree.norm(grads))
 
         def step(path: str, grad: jax.Array, before: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             if groups.is_frozen(path):

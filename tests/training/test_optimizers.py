@@ -13,11 +13,11 @@ import pytest
 from checkpoints import BERT, TOKENS
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seq2seq_jax.config import LayerSettings, OptimizerConfig, TrainConfig, from_mapping
+from seq2seq_jax.config import GroupConfig, LayerSettings, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import scan_plan, unstack_layers
 from seq2seq_jax.training.configs import train_config
-from seq2seq_jax.training.groups import assign_groups
+from seq2seq_jax.training.groups import assign_groups, check_unfreezing
 from seq2seq_jax.training.names import depth_factor, parameter_names
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
@@ -214,6 +214,18 @@ def test_algorithms_are_their_unstacked_runs(pair, name):
             np.testing.assert_allclose(ours[key], value, rtol=1e-4, atol=2e-6, err_msg=key)
 
 
+def test_clipping_by_0_is_none(pair):
+    """As in transformers' max_grad_norm."""
+    params = part(pair.params, "head/bias")
+    grads = gradients(params)
+    ours, none, one = (
+        trained(grouped(clip_norm=norm, groups=()), pair.config, params, grads)[0]["decoder.head.bias"]
+        for norm in (0.0, None, 1e-9)
+    )
+    np.testing.assert_array_equal(ours, none)
+    assert np.abs(none - one).max() > 1e-3, "clipping acts"
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
 def test_a_step_that_is_not_good_changes_nothing(pair, name):
     params = part(pair.params, "encoder/.*mlp/up/")
@@ -309,11 +321,38 @@ def test_groups_that_do_not_fit(pair, changes, message):
         ({"layer_decay": 1.5}, r"layer_decay is 1\.5"),
         ({"skip_above": 5.0}, "skip_above is given and max_skipped is 0"),
         ({"b2": 1.0}, r"optimizer\.b2 is 1\.0"),
+        ({"clip_norm": -1.0}, r"clip_norm is -1\.0; give a number above 0, or 0 for no clipping"),
+        ({"eps": 0.0}, r"optimizer\.eps is 0\.0; give a number above 0"),
+        ({"weight_decay": -0.1}, r"optimizer\.weight_decay is -0\.1; give a number from 0 up"),
+        ({"groups": ({"match": "a", "weight_decay": -0.1},)}, r"groups\['a'\]\.weight_decay is -0\.1; give"),
+        (
+            {"groups": ({"match": "a", "freeze": True, "weight_decay": 0.0, "optimizer": "lion"},)},
+            r"groups\['a'\] has both freeze and weight_decay, optimizer; what is frozen is not updated",
+        ),
+        (
+            {"groups": ({"match": "a", "name": "low"}, {"match": "b", "name": "low"})},
+            "2 groups whose metrics would be called 'low' .*; give each a name",
+        ),
+        ({"groups": ({"match": "a"}, {"match": "b", "name": "a"})}, "2 groups whose metrics would be called 'a'"),
     ],
 )
 def test_settings_that_are_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "learning_rate_scale", "warmup_steps", "schedule"])
+def test_a_frozen_group_has_no_rate(name):
+    value = "constant" if name == "schedule" else 1
+    with pytest.raises(ValueError, match=f"has both freeze and {name};"):
+        GroupConfig("a", freeze=True, **{name: value})
+
+
+def test_a_group_that_would_never_be_trained():
+    config = OptimizerConfig(groups=({"match": "encoder", "unfreeze_step": 3}, {"match": ".*"}))
+    check_unfreezing(config, 4)  # its last step trains them
+    with pytest.raises(ValueError, match=r"groups\['encoder'\]\.unfreeze_step is 3, and the run has 3 steps.*=True"):
+        check_unfreezing(config, 3)
 
 
 def test_groups_in_a_config():
