@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seq2seq_jax.config import EncoderDecoderConfig, LoraConfig, nearest
-from seq2seq_jax.training.names import ADAPTERS, kernel_inputs, parameter_names, rows, without_layer
+from seq2seq_jax.training.names import ADAPTERS, HEAD, kernel_inputs, parameter_names, rows, without_layer
 
 
 def add_adapters(
@@ -29,18 +29,16 @@ def add_adapters(
     They are split over a mesh as their kernel is.
 
     Raises:
-      ValueError: for a target that no kernel matches.
+      ValueError: for a target that no kernel matches, or only that of a head that is tied to the embeddings.
     """
     flat = flatten_dict(params, sep="/")
     kernels = {}
     for path, entry in parameter_names(pair, flat).items():
         stacked = not isinstance(entry, str)
-        if (inputs := kernel_inputs(path, flat[path].ndim - stacked)) is not None:
+        inputs = 1 if path == HEAD else kernel_inputs(path, flat[path].ndim - stacked)
+        if inputs is not None:
             kernels[path] = (without_layer(rows(entry)[0]), stacked, inputs + stacked)
-    known = {name for name, _, _ in kernels.values()}
-    for target in config.targets:
-        if not any(re.search(target, name) for name in known):
-            raise ValueError(f"lora.targets {target!r} matches no kernel's name: {nearest(target, known)}")
+    _check_targets(config.targets, {name for name, _, _ in kernels.values()})
     adapters = {}
     for path, (name, stacked, middle) in kernels.items():
         if any(re.search(target, name) for target in config.targets):
@@ -49,9 +47,23 @@ def add_adapters(
     return {**params, ADAPTERS: unflatten_dict(adapters, sep="/")}
 
 
+def _check_targets(targets: tuple[str, ...], known: set[str]) -> None:
+    head = HEAD.replace("/", ".")
+    for target in targets:
+        if any(re.search(target, name) for name in known):
+            continue
+        if re.search(target, head):
+            raise ValueError(
+                f"lora.targets {target!r} matches {head} alone, and this head is tied: its kernel is the table of"
+                " embeddings, which has no adapter; leave the target out"
+            )
+        raise ValueError(f"lora.targets {target!r} matches no kernel's name: {nearest(target, known)}")
+
+
 def _adapter(path: str, kernel: jax.Array, rank: int, stacked: bool, middle: int, seed: int) -> Any:
-    """a and b of one kernel, whose axes from `middle` on are outputs."""
-    shape, layers = kernel.shape, kernel.shape[: int(stacked)]
+    """a and b of one kernel, whose axes from `middle` on are outputs; the head's are taken the other way round."""
+    turn = -1 if path == HEAD else 1
+    shape, layers = kernel.shape[::turn], kernel.shape[: int(stacked)]
     shapes = (*shape[:middle], rank), (*layers, rank, *shape[middle:])
     bound = 1.0 / math.sqrt(math.prod(shape[int(stacked) : middle]))
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
@@ -62,20 +74,21 @@ def _adapter(path: str, kernel: jax.Array, rank: int, stacked: bool, middle: int
     sharding = getattr(kernel, "sharding", None)  # of one that is traced there is none
     if not isinstance(sharding, NamedSharding):
         return make()
-    spec = (*sharding.spec, *(None,) * (kernel.ndim - len(sharding.spec)))
+    spec = (*sharding.spec, *(None,) * (kernel.ndim - len(sharding.spec)))[::turn]
     parts = (*spec[:middle], None), (*spec[: int(stacked)], None, *spec[middle:])
     return jax.jit(make, out_shardings=tuple(NamedSharding(sharding.mesh, PartitionSpec(*p)) for p in parts))()
 
 
 def merged(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
-    """The pair's parameters without adapters: kernel + alpha / rank * a b where there is one. The gradient goes to the
-    adapters alone."""
+    """The pair's parameters without adapters: kernel + alpha / rank * a b where there is one (of the head, turned). The
+    gradient goes to the adapters alone."""
     flat = flatten_dict({name: tree for name, tree in params.items() if name != ADAPTERS}, sep="/")
     adapters = flatten_dict(params[ADAPTERS], sep="/")
     for path in {name.rpartition("/")[0] for name in adapters}:
         a, b, kernel = adapters[f"{path}/a"], adapters[f"{path}/b"], flat[path]
         layers = (0,) if a.ndim + b.ndim == kernel.ndim + 3 else ()  # both have the layer axis, and the rank
         product = jax.lax.dot_general(a, b, (((a.ndim - 1,), (len(layers),)), (layers, layers)))
+        product = product.T if path == HEAD else product
         flat[path] = jax.lax.stop_gradient(kernel) + (config.alpha / config.rank) * product
     return unflatten_dict(flat, sep="/")
 

@@ -9,6 +9,8 @@ from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.models.stack import COLUMN_KERNELS, scan_plan
 
 ADAPTERS = "lora"
+# Stored as a table of embeddings, [outputs, inputs]; where it is tied to one, it is no array of its own.
+HEAD = "decoder/head/kernel"
 LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -60,7 +62,8 @@ def depth_factor(config: EncoderDecoderConfig, name: str, decay: float) -> float
 
 
 def kernel_inputs(path: str, ndim: int) -> int | None:
-    """How many axes of one layer's array at `path` are inputs; the others are outputs. None: it is no kernel.
+    """How many axes of one layer's array at `path` are inputs; the others are outputs. None: it is no kernel, or the
+    head's, whose axes lie the other way round.
 
     Args:
       ndim: of the array, the leading layer axis not counted.
@@ -68,7 +71,7 @@ def kernel_inputs(path: str, ndim: int) -> int | None:
     adapter = path.startswith(f"{ADAPTERS}/")
     if adapter:
         return ndim - 1 if path.endswith("/a") else 1
-    if not path.endswith("/kernel") or path.endswith("head/kernel"):  # a head's is a table of embeddings
+    if not path.endswith("/kernel") or path == HEAD:
         return None
     part, module, _ = ("", *path.split("/"))[-3:]
     return COLUMN_KERNELS.get((part, module), 1)

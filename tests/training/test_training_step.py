@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from checkpoints import BERT, TOKENS, equal
+from checkpoints import BERT, TOKENS, equal, noisy
 from flax.traverse_util import flatten_dict
 
 import seq2seq_jax.training.loop as loop
-from seq2seq_jax.config import LoraConfig, TrainConfig, from_mapping
+from seq2seq_jax.config import LoraConfig, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.training import checkpoints, lora
+from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.guard import Guard, judge
 from seq2seq_jax.training.loop import Stopped, train
 from seq2seq_jax.training.setup import make_training
@@ -168,7 +169,64 @@ def test_adapters(pair, batch, tmp_path):
     np.testing.assert_array_equal(logits(back.params), logits(made.usable(state)))
 
 
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 16,
+    "tie_word_embeddings": False,
+}
+
+
+def test_an_adapter_of_the_head(batch, tmp_path):
+    """Of one that is not tied: by hand, its gradient too; exported, and read again."""
+    pair = noisy(from_encoder_decoder_configs({**BERT, "num_hidden_layers": 1}, LLAMA, **TOKENS))
+    settings = {"rank": 2, "alpha": 8.0, "targets": (r"head\.kernel", "mlp")}
+    made, step, begin = training(pair, lora=settings, optimizer={"learning_rate": 1e-2}, loss_chunk=3)
+    equal(made.usable(begin), pair.params)
+    a = begin.params["lora"]["decoder"]["head"]["kernel"]["a"]
+    assert a.shape == (12, 2) and 0.2 < np.abs(a).max() < 12**-0.5
+    b = jnp.asarray(np.random.default_rng(1).standard_normal((2, 31)), jnp.float32)
+    begin.params["lora"]["decoder"]["head"]["kernel"]["b"] = b
+    kernel = pair.params["decoder"]["head"]["kernel"]
+    usable = made.usable(begin)
+    np.testing.assert_allclose(usable["decoder"]["head"]["kernel"], kernel + 4.0 * (a @ b).T, atol=1e-5)
+
+    loss = lambda params: pair.model.apply({"params": params}, **batch).loss
+    value, by_kernel = jax.jit(jax.value_and_grad(loss))(usable)
+    by_kernel = by_kernel["decoder"]["head"]["kernel"]
+    found = jax.jit(jax.grad(lambda params: loss(lora.merged(params, LoraConfig(**settings)))))(begin.params)
+    assert not found["decoder"]["head"]["kernel"].any()
+    found = found["lora"]["decoder"]["head"]["kernel"]
+    np.testing.assert_allclose(found["a"], 4.0 * by_kernel.T @ b.T, atol=1e-5)
+    np.testing.assert_allclose(found["b"], 4.0 * a.T @ by_kernel.T, atol=1e-5)
+
+    # The step computes its loss in chunks, and trains adapters alone.
+    state, metrics = step(begin, batch)
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
+    moved = flatten_dict(jax.tree.map(lambda a, b: bool((a != b).any()), state.params, begin.params), sep="/")
+    assert moved["lora/decoder/head/kernel/a"] and moved["lora/decoder/head/kernel/b"]
+    assert not moved["decoder/head/kernel"] and float(step(state, batch)[1]["loss"]) < float(metrics["loss"])
+    save_pretrained(tmp_path, pair.replace(params=made.usable(state)))
+    equal(from_pretrained(tmp_path).params, made.usable(state))
+
+    # muon leaves the head to adamw, and with it its adapter.
+    muon, shapes = OptimizerConfig(name="muon"), jax.eval_shape(lambda: begin.params)
+    rules = assign_groups(muon, pair.config, shapes, 10).rules
+    algorithms = {path: rule.algorithm for path, rule in rules.items() if path.startswith("lora/")}
+    assert {path for path, name in algorithms.items() if name == "adamw"} == {
+        f"lora/decoder/head/kernel/{leaf}" for leaf in "ab"
+    }
+    rules = assign_groups(muon, pair.config, pair.params, 10).rules
+    assert rules["decoder/head/kernel"].algorithm == "adamw" and len(algorithms) > 2
+
+
 def test_adapters_that_do_not_fit(pair):
+    with pytest.raises(ValueError, match=r"'head\S+kernel' matches decoder\.head\.kernel alone, and this head is tied"):
+        lora.add_adapters(pair.params, LoraConfig(rank=1, targets=(r"head\.kernel",)), pair.config, seed=0)
     with pytest.raises(ValueError, match=r"lora\.targets 'attention\.qery' matches no kernel's name: .*attention"):
         lora.add_adapters(pair.params, LoraConfig(rank=1, targets=("attention.qery",)), pair.config, seed=0)
     with pytest.raises(ValueError, match=r"groups\[0\] \('encoder'\) gets no parameter"):
