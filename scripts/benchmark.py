@@ -3,7 +3,7 @@
 scripts/benchmark.py load [--devices=8] [--layers=12]    memory while a random sharded checkpoint is read
 scripts/benchmark.py decode [--rows=headline] [--systems=ours,torch] [--output=FILE]    ours beside others
 scripts/benchmark.py train [--rows=headline] [--systems=ours,torch] [--output=FILE]     steps of ours beside others
-scripts/benchmark.py batches [--pair=DIR] [--data=DATA] [--output=FILE]    an epoch padded, in buckets, packed
+scripts/benchmark.py batches [--pair=DIR] [--data=DATA] [--ways=padded,packed]     an epoch padded, in buckets, packed
 
 decode's --rows is a comma list of: headline, grid (batch 1, 4, 16; beams 1, 4; source 128, 512; two sizes), growth (a
 token's cost from 16 to 128 steps), corpus (1,000 texts to their ends, by --pair), all, or shapes such as
@@ -31,6 +31,10 @@ flags.DEFINE_string(
     "decode, train: a directory with the others' environments (torch, flax, ctranslate2); what is missing is made.",
 )
 flags.DEFINE_string("device", "cpu", "decode, train: cpu (float32) or gpu (bfloat16).")
+flags.DEFINE_multi_string(
+    "set", [], "train, batches: a field of our run's config, name=value (attention_impl=cudnn, remat=none)."
+)
+flags.DEFINE_list("ways", [], "batches: which ways, of padded, 4 buckets, 8 buckets, packed; default: all.")
 flags.DEFINE_bool("in_place", False, "decode, train: this Python for all systems.")
 flags.DEFINE_string(
     "pair", "runs/quickstart/pretrained", "decode: the directory of the corpus row's pair; batches: of the tokenizers."
@@ -64,9 +68,11 @@ def load() -> None:
 
 
 def _options():
+    from seq2seq_jax.config import parse_settings
     from seq2seq_jax.lab.side_by_side import Options
 
-    return Options(**{name: FLAGS[name].value for name in ("device", "repeats", "environments", "in_place", "data")})
+    given = {name: FLAGS[name].value for name in ("device", "repeats", "environments", "in_place", "data")}
+    return Options(**given, config=parse_settings(FLAGS.set))
 
 
 def decode() -> None:
@@ -88,7 +94,8 @@ def batches() -> None:
 
     results = []
     with open(FLAGS.output or os.devnull, "w", encoding="utf-8") as file:
-        for result in batches.measure(*batches.read(FLAGS.data, FLAGS.pair), _options()):
+        ways = batches.parse_ways(FLAGS.ways)
+        for result in batches.measure(*batches.read(FLAGS.data, FLAGS.pair), _options(), ways):
             results.append(result)
             print(json.dumps(batches.as_json(result)), file=file, flush=True)
     print(batches.table(results))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq_jax.config import BatchConfig, DataConfig
+from seq2seq_jax.config import BatchConfig, DataConfig, nearest
 from seq2seq_jax.config.validation import check
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.pipeline import make_batch
@@ -68,7 +68,20 @@ def read(data: str, pair: str) -> tuple[EncodedPairs, int]:
     return encode_pairs(pairs, *tokenizers, settings, data), tokenizers.source.fill_id
 
 
-def measure(encoded: EncodedPairs, pad: int, options: Options, size: str = SIZE) -> Iterator[Result]:
+def parse_ways(names: Sequence[str]) -> tuple[str, ...]:
+    """Ways by name; none: all.
+
+    Raises:
+      ValueError: for an unknown name; names the nearest.
+    """
+    for name in names:
+        check(name in WAYS, f"way {name!r} is unknown: {nearest(name, WAYS)}")
+    return tuple(dict.fromkeys(names)) or tuple(WAYS)
+
+
+def measure(
+    encoded: EncodedPairs, pad: int, options: Options, ways: Sequence[str], size: str = SIZE
+) -> Iterator[Result]:
     """Each way's result, by steps of a pair of `SIZES[size]` with random weights.
 
     Raises:
@@ -80,9 +93,10 @@ def measure(encoded: EncodedPairs, pad: int, options: Options, size: str = SIZE)
         f"the data holds the token {most}, and {size} has {SIZES[size].vocab}; give tokenizers of fewer",
     )
     common = (size, options.device, options.environments, options.in_place)
-    with started([SYSTEMS["ours"]], *common, work="train", learning_rate=LEARNING_RATE) as peers:
-        for way, settings in WAYS.items():
-            yield _result(way, settings, encoded, pad, peers["ours"], options.repeats, size)
+    told = {"learning_rate": LEARNING_RATE, "config": dict(options.config)}
+    with started([SYSTEMS["ours"]], *common, work="train", **told) as peers:
+        for way in ways:
+            yield _result(way, WAYS[way], encoded, pad, peers["ours"], options.repeats, size)
 
 
 def _result(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class Options:
       environments: where the peers' environments and models are, or are made; see `REQUIREMENTS`.
       in_place: all peers use this Python.
       data: the corpus row's texts (see `load_pairs`), under "document".
+      config: fields of a run's config for ours, where it trains.
     """
 
     device: str = "cpu"
@@ -45,6 +46,7 @@ class Options:
     environments: Path = Path("~/.cache/seq2seq_jax/benchmark")
     in_place: bool = False
     data: str = "debian-synopsis:train"
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         check(self.device in DTYPES, f"device {self.device!r} is unknown: {nearest(self.device, DTYPES)}")

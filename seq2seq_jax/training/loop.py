@@ -92,6 +92,9 @@ class Run:
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
         say(_plan_text(self.plan, self.num_steps))
+        for rule in (config.optimizer, *config.optimizer.groups):
+            if (rule.warmup_steps or 0) > self.num_steps:
+                say(f"a warm-up of {rule.warmup_steps} steps is longer than the run, whose rates stay below their peak")
         if (config.profile_at or 0) > self.num_steps:
             raise ValueError(f"profile_at is {config.profile_at}, and the run has {self.num_steps} steps; lower it")
         check_division(self.plan, config.batch.accumulation, mesh)
@@ -164,6 +167,7 @@ class Run:
             metrics=settings.metrics,
             batch_size=settings.batch_size,
             decode_limit=None if whole else settings.decode_limit,
+            loss_chunk=self.config.loss_chunk,
             progress=is_first(),
         )
 

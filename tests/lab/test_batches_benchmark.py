@@ -26,6 +26,12 @@ def test_table():
     assert json.loads(json.dumps(as_json(buckets)))["shapes"][1]["steps"] == 1
 
 
+def test_ways():
+    assert batches.parse_ways(["packed", "padded"]) == ("packed", "padded") and len(batches.parse_ways([])) == 4
+    with pytest.raises(ValueError, match="way 'pack' is unknown: did you mean 'packed'"):
+        batches.parse_ways(["pack"])
+
+
 class Encoded:
     """Examples of these lengths, all of the token 5; the last of 7 too."""
 
@@ -49,10 +55,10 @@ def test_measure(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "WAYS", ways)
     monkeypatch.setitem(SIZES, "tiny", Size(1, 16, 2, 32, vocab=40, positions=16))
     options = Options(repeats=1, environments=tmp_path)
-    padded, packed = measure(Encoded(), 0, options, size="tiny")
+    padded, packed = measure(Encoded(), 0, options, batches.parse_ways([]), size="tiny")
     assert padded.tokens == packed.tokens == 31 + 20
     assert packed.fullness > padded.fullness > 0 and sum(packed.shapes.values()) < sum(padded.shapes.values())
     assert padded.seconds > 0 and packed.seconds > 0 and padded.flops > packed.flops
     monkeypatch.setitem(SIZES, "tiny", Size(1, 16, 2, 32, vocab=7, positions=16))
     with pytest.raises(ValueError, match="the data holds the token 7, and tiny has 7"):
-        next(measure(Encoded(), 0, options, size="tiny"))
+        next(measure(Encoded(), 0, options, ["padded"], size="tiny"))

@@ -1,11 +1,13 @@
 """The benchmark of training: what rows mean, the floor's arithmetic, the table, and ours as a peer."""
 
+import numpy as np
 import pytest
 
 from seq2seq_jax.lab import side_by_side, training
-from seq2seq_jax.lab.peers.systems import SIZES, Size, parse_systems
+from seq2seq_jax.lab.peers.systems import SIZES, Size, parse_systems, started
 from seq2seq_jax.lab.side_by_side import Options, Rates
 from seq2seq_jax.lab.training import HEADLINES, Result, Row, measure, model_flops, parse_rows, table
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, save_pretrained
 
 TINY = Size(layers=2, hidden=4, heads=2, intermediate=8, vocab=10, positions=16)
 ROW = Row("tiny", batch=2, source=3, target=2)
@@ -80,7 +82,27 @@ def test_ours(tmp_path, monkeypatch):
     """The whole way: a checkpoint is written, a process of its own trains it, the loss falls."""
     monkeypatch.setitem(SIZES, "tiny", Size(1, 16, 2, 32, vocab=1200, positions=16))
     monkeypatch.setitem(side_by_side.RATE_WIDTHS, "cpu", 128)
-    options = Options(repeats=4, environments=tmp_path)
+    options = Options(repeats=4, environments=tmp_path, config={"remat": "none"})
     ((found,),) = measure(parse_rows(["tiny:2x8x4"], "cpu"), parse_systems(["ours"], "cpu", "train"), options)
     assert found.first > found.seconds > 0 and len(found.losses) == 5 and found.losses[-1] < found.losses[0]
     assert 0 < found.floor < found.seconds and found.peak > 1e7 and "jax" in found.versions
+    refused = Options(repeats=1, environments=tmp_path, config={"remat": "dot"})
+    with pytest.raises(RuntimeError, match="remat 'dot' is unknown"):
+        next(measure(parse_rows(["tiny:2x8x4"], "cpu"), parse_systems(["ours"], "cpu", "train"), refused))
+
+
+@pytest.mark.slow
+def test_torch_takes_the_same_steps(tmp_path):
+    """AdamW, its decay and clipping, on the same checkpoint and batch: the losses of six steps, without dropout."""
+    pytest.importorskip("transformers")
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    side = {**Size(2, 16, 2, 32, vocab=1200, positions=16).bert, **still, "initializer_range": 0.3}
+    save_pretrained(tmp_path, from_encoder_decoder_configs(side, side, decoder_start_token_id=1, pad_token_id=0))
+    systems = parse_systems(["ours", "torch"], "cpu", "train")
+    with started(systems, str(tmp_path), "cpu", tmp_path, True, work="train", learning_rate=1e-2) as peers:
+        request = training._request(Row("small", 4, 8, 6))
+        request["arrays"] = {name: (np.asarray(rows) % 1200).tolist() for name, rows in request["arrays"].items()}
+        request["arrays"]["attention_mask"] = np.ones((4, 8), int).tolist()
+        losses = {name: [peer.ask(request)["loss"] for _ in range(6)] for name, peer in peers.items()}
+    assert losses["ours"][-1] < losses["ours"][0] - 1
+    assert losses["ours"] == pytest.approx(losses["torch"], rel=1e-4)

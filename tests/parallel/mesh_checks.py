@@ -14,6 +14,8 @@ from steps import flat, true_rows
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import DROPOUT_BITS
+from seq2seq_jax.models import kernels
+from seq2seq_jax.models.attention import attend
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
@@ -54,6 +56,8 @@ rows, whole = steps.ROWS // 4, steps.ROWS
 for name, split, wide in (
     ("MLP", (steps.SOURCE, 20), (steps.SOURCE, 40)),
     ("attention", (2, steps.SOURCE, steps.SOURCE), (4, steps.SOURCE, steps.SOURCE)),
+    ("decoder's MLP", (steps.TARGET, 28), (steps.TARGET, 56)),
+    ("cross-attention", (2, steps.TARGET, steps.SOURCE), (4, steps.TARGET, steps.SOURCE)),
     ("logits", (steps.TARGET, 31), (steps.TARGET, 62)),
 ):
     shape = lambda rows, rest: f"f32[{','.join(map(str, (rows, *rest)))}]"
@@ -80,6 +84,22 @@ gathers = [line.split(" all-gather(")[0] for line in hlo.splitlines() if " all-g
 assert gathers and not [line for line in gathers if re.search(r"\[[\d,]*\b62\b", line)], "the vocabulary is gathered"
 assert "f32[1,4,31]" in hlo and "f32[4,6,31]" not in hlo, "a tile is not 4 tokens by half of the 62 rows"
 held("chunked loss")
+
+
+# Splash attention, interpreted: each device runs the kernel on its rows and heads.
+kernels.INTERPRET = True
+draw = lambda n, heads: jax.random.normal(jax.random.key(n), (8, heads, 128, 8))
+real = np.arange(128) < np.arange(72, 136, 8)[:, None]
+numbers = kernels.segments((8, 128), (8, 128), real)
+sees = jnp.asarray(real)[:, None, None, :] & jnp.tril(jnp.ones((128, 128), bool))
+options = {"scale": 0.3, "causal": True, "window": None, "softcap": None}
+for kv_heads, heads in ((1, 4), (2, 2)):  # keys of one head for all stay whole, and so do the heads
+    q, k, v = draw(0, 4), draw(1, kv_heads), draw(2, kv_heads)
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda *qkv: kernels.fused_attention("splash", *qkv, numbers, **options))(q, k, v)
+    assert {s.data.shape for s in found.addressable_shards} == {(2, heads, 128, 8)}, found.sharding
+    np.testing.assert_allclose(found, attend(q, k, v, sees, 0.3)[0], atol=2e-6)
+held("splash attention")
 
 
 def dropped(x, key):

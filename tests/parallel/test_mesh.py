@@ -9,6 +9,7 @@ CHECKS = (
     "parameters and optimizer state go in and come out split",
     "activations are split as asked",
     "chunked loss",
+    "splash attention",
     "dropout by any generator",
     "beam search",
     "pmap",

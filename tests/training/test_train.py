@@ -75,7 +75,7 @@ def test_train(trained):
         assert told in out
     assert "loss=" in err, "the progress bar"
     lines = metrics(workdir)
-    assert [line["step"] for line in lines] == [0, 2, 4, 4]
+    assert [line["step"] for line in lines] == [0, 2, 4, 4, 4]
     assert all(np.isfinite(line["train/loss"]) for line in lines[1:3])
     assert (workdir / "samples.txt").read_text().count("reference: ") == 6
     assert from_pretrained(workdir / "pretrained").generation_config.num_beams == 4
