@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "learning_rate": 0.1,
                 "warmup_steps": 10000,
                 "weight_decay": 0.0,
-                "clip_norm": None,
+                "clip_norm": 0.0,
                 "groups": (
                     {"match": r"encoder\.", "name": "encoder", "learning_rate": 2e-3, "warmup_steps": 20000},
                     {"match": ".*", "name": "decoder", "learning_rate": 0.1, "warmup_steps": 10000},

@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "learning_rate": 0.05 / math.sqrt(768),
                 "warmup_steps": 40000,
                 "weight_decay": 0.0,
-                "clip_norm": None,
+                "clip_norm": 0.0,
             },
             "batch": {"size": 128},
             "num_steps": 200000,

@@ -28,6 +28,7 @@ from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
+from seq2seq_jax.training.groups import check_unfreezing
 from seq2seq_jax.training.journal import Journal, say
 from seq2seq_jax.training.meter import Meter, Profile
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
@@ -92,6 +93,7 @@ class Run:
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
         say(_plan_text(self.plan, self.num_steps))
+        check_unfreezing(config.optimizer, self.num_steps)
         for rule in (config.optimizer, *config.optimizer.groups):
             if (rule.warmup_steps or 0) > self.num_steps:
                 say(f"a warm-up of {rule.warmup_steps} steps is longer than the run, whose rates stay below their peak")

@@ -84,6 +84,7 @@ def test_stopped_and_continued_is_the_same_run(work, whole, capsys):
     with pytest.raises(Stopped, match="stopped at step 3"):
         train(profiled, stopped, stop_at=3)
     assert not (stopped / "pretrained").exists()
+    assert "a profile of steps 2 to 2 is in" in capsys.readouterr().out
     assert list((stopped / "profile").rglob("*.xplane.pb"))
     # A run that was killed later than its last checkpoint has written more than it remembers.
     with (stopped / "metrics.jsonl").open("a") as file:
