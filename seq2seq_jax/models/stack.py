@@ -32,7 +32,9 @@ from seq2seq_jax.parallel.rules import constrain
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
     "full": None,
-    "elementwise": POLICIES.save_from_both_policies(POLICIES.dots_saveable, POLICIES.save_only_these_names("dropped")),
+    "elementwise": POLICIES.save_from_both_policies(
+        POLICIES.dots_saveable, POLICIES.save_only_these_names("dropped", "attention_out")
+    ),
     "dots": POLICIES.checkpoint_dots,
     "dots_with_no_batch_dims": POLICIES.checkpoint_dots_with_no_batch_dims,
     "offload_dots": POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),

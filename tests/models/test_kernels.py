@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import BERT, GPT2, make_pair
+from jax.extend.core import jaxprs_in_params
 
 from seq2seq_jax.models import kernels
 from seq2seq_jax.models.attention import attend
@@ -85,6 +86,22 @@ def test_shapes_and_flops_are_those_of_plain_attention(pair):
     model = pair.model.clone(attention_impl="splash")
     assert model.parameter_shapes() == pair.model.parameter_shapes()
     assert step_flops(model, None, 2, LENGTH, LENGTH) == step_flops(pair.model, None, 2, LENGTH, LENGTH)
+
+
+def test_a_run_keeps_what_splash_gives(pair):
+    """The backward pass of the three blocks of attention, two kernels each, does not run the forward ones again."""
+
+    def kernels_in(jaxpr):
+        used = [e for e in jaxpr.eqns if e.outvars]  # an equation without results is left out by the compiler
+        inner = (kernels_in(j) for e in used for j in jaxprs_in_params(e.params))
+        return sum(e.primitive.name == "pallas_call" for e in used) + sum(inner)
+
+    def count(remat):
+        model = pair.model.clone(attention_impl="splash", remat=remat)
+        loss = lambda params: jnp.sum(model.apply({"params": params}, **packed_batch(), method="token_losses"))
+        return kernels_in(jax.make_jaxpr(jax.grad(loss))(pair.params).jaxpr)
+
+    assert [count(remat) for remat in ("none", "elementwise", "full")] == [9, 9, 12]
 
 
 @pytest.mark.slow
