@@ -25,6 +25,7 @@ flags.DEFINE_integer("devices", 1, "load: virtual CPU devices, over which the pa
 flags.DEFINE_list("rows", ["headline"], "decode, train: what to measure; see above.")
 flags.DEFINE_list("systems", [], "decode, train: which systems; default: all of the device.")
 flags.DEFINE_integer("repeats", 3, "decode, train: calls after the first; the median counts.")
+flags.DEFINE_integer("turn", 1, "decode, train: how many of these one system makes in a row, as training does.")
 flags.DEFINE_string(
     "environments",
     "~/.cache/seq2seq_jax/benchmark",
@@ -71,7 +72,7 @@ def _options():
     from seq2seq_jax.config import parse_settings
     from seq2seq_jax.lab.side_by_side import Options
 
-    given = {name: FLAGS[name].value for name in ("device", "repeats", "environments", "in_place", "data")}
+    given = {name: FLAGS[name].value for name in ("device", "repeats", "turn", "environments", "in_place", "data")}
     return Options(**given, config=parse_settings(FLAGS.set))
 
 

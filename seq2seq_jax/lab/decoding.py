@@ -180,7 +180,7 @@ def _takes(system: System, row: Row) -> bool:
 
 
 def _interleaved(task: _Task, peers: Mapping[str, Peer], options: Options) -> list[Result]:
-    answers = in_turn(peers, task.request, options.repeats, str(task.row))
+    answers = in_turn(peers, task.request, options, str(task.row))
     # Last, since on a GPU the memory that it takes would count as the row's.
     rates = None if task.row.corpus else rates_of(peers, options.device)
     floor = rates and floor_seconds(SIZES[task.row.size], task.row, rates, options.width)

@@ -34,7 +34,7 @@ class Options:
 
     Attributes:
       device: "cpu" (float32) or "gpu" (bfloat16).
-      repeats: calls after the first, whose median counts.
+      repeats: calls after the first, whose median counts. turn: how many of them one system makes in a row.
       environments: where the peers' environments and models are, or are made; see `REQUIREMENTS`.
       in_place: all peers use this Python.
       data: the corpus row's texts (see `load_pairs`), under "document".
@@ -43,6 +43,7 @@ class Options:
 
     device: str = "cpu"
     repeats: int = 3
+    turn: int = 1
     environments: Path = Path("~/.cache/seq2seq_jax/benchmark")
     in_place: bool = False
     data: str = "debian-synopsis:train"
@@ -51,6 +52,10 @@ class Options:
     def __post_init__(self):
         check(self.device in DTYPES, f"device {self.device!r} is unknown: {nearest(self.device, DTYPES)}")
         check(self.repeats > 0, f"repeats is {self.repeats}; give at least 1")
+        check(
+            self.turn > 0 and self.repeats % self.turn == 0,
+            f"turn is {self.turn}, and does not divide repeats, {self.repeats}; give one that does",
+        )
         object.__setattr__(self, "environments", Path(self.environments).expanduser().absolute())
 
     @property
@@ -60,15 +65,16 @@ class Options:
 
 
 def in_turn(
-    peers: Mapping[str, Peer], request: Mapping[str, Any], repeats: int, label: str
+    peers: Mapping[str, Peer], request: Mapping[str, Any], options: Options, label: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Each system's answers: a first call, then repeats, each of which asks all in turn, so that what else the machine
-    does hits all alike; one works at a time."""
+    """Each system's answers: a first call, then options.repeats, for which all are asked in turn, so that what else the
+    machine does hits all alike; one works at a time."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
-    for _ in range(1 + repeats):
+    for calls in (1, *[options.turn] * (options.repeats // options.turn)):
         for name, got in answers.items():
-            got.append(peers[name].ask(request))
-            say(f"{label} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
+            for _ in range(calls):
+                got.append(peers[name].ask(request))
+                say(f"{label} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
     return answers
 
 

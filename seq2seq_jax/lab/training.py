@@ -120,7 +120,7 @@ def measure(rows: Sequence[Row], systems: Sequence[System], options: Options) ->
     for row in rows:
         common = (row.size, options.device, options.environments, options.in_place)
         with started(systems, *common, work="train", learning_rate=LEARNING_RATE, config=dict(options.config)) as peers:
-            answers = in_turn(peers, _request(row), options.repeats, str(row))
+            answers = in_turn(peers, _request(row), options, str(row))
             rates = rates_of(peers, options.device)
             yield [_result(name, row, got, rates, peers[name].versions) for name, got in answers.items()]
 

@@ -44,6 +44,24 @@ def test_systems():
         parse_systems(["ctranslate2"], "cpu", "train")
 
 
+def test_turns(capsys):
+    """A first call each, then three in a row."""
+
+    class Peer:
+        def __init__(self, name):
+            self.name = name
+
+        def ask(self, request):
+            asked.append(self.name)
+            return {"seconds": 1.0}
+
+    asked = []
+    answers = side_by_side.in_turn({name: Peer(name) for name in "ab"}, {}, Options(repeats=6, turn=3), "row")
+    assert "".join(asked) == "ab" + "aaabbb" * 2 and {len(got) for got in answers.values()} == {7}
+    with pytest.raises(ValueError, match="turn is 4, and does not divide repeats, 6"):
+        Options(repeats=6, turn=4)
+
+
 def test_floor():
     # A layer's encoder: 6 tokens through four 4 x 4 and two 4 x 8 kernels; scores and sums over 3 x 3, twice.
     encoder = 2 * 6 * (4 * 16 + 2 * 32) + 2 * 2 * 2 * 9 * 4
