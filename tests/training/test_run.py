@@ -17,7 +17,7 @@ from checkpoints import equal
 import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.training.checkpoints import load_trained, open_store
+from seq2seq_jax.training.checkpoints import claim, load_trained, open_store
 from seq2seq_jax.training.loop import Stopped, train
 from seq2seq_jax.weights.pretrained import from_pretrained
 
@@ -96,6 +96,24 @@ def test_stopped_and_continued_is_the_same_run(work, whole, capsys):
     assert toy.records(stopped, "eval/loss") == toy.records(whole, "eval/loss")
     assert (stopped / "samples.txt").read_text().count("=== step") == 2, "steps 2 and 6"
     equal(from_pretrained(stopped / "pretrained").params, from_pretrained(whole / "pretrained").params)
+
+
+def test_what_the_number_of_steps_forbids(work, tmp_path):
+    with pytest.raises(ValueError, match="profile_at is 7, and the run has 6 steps; lower it"):
+        train(toy.config(work, profile_at=7), tmp_path)
+    late = ({"match": "encoder", "unfreeze_step": 6}, {"match": ".*"})
+    with pytest.raises(ValueError, match=r"unfreeze_step is 6, and the run has 6 steps"):
+        train(toy.config(work, optimizer={"groups": late}), tmp_path)
+
+
+def test_another_chip_may_go_on(work, tmp_path):
+    """What one kind of device needs otherwise than another makes no other config; the lengths of batches do."""
+    store = SimpleNamespace(latest=lambda: 6)
+    claim(tmp_path, toy.config(work, batch={"length_multiple": 8}), store)
+    changes = {"remat": "full", "attention_impl": "cudnn", "loss_chunk": 8, "scan_unroll": 2}
+    claim(tmp_path, toy.config(work, **changes, batch={"accumulation": 2}), store)
+    with pytest.raises(ValueError, match=r"config: batch\.length_multiple was 8 and is 128; set that back"):
+        claim(tmp_path, toy.config(work, attention_impl="splash"), store)
 
 
 def test_the_state_is_donated(work):
