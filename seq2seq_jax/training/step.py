@@ -111,7 +111,7 @@ def make_train_step(
     Args:
       tx: of `optimizer`. Its update is told whether the step is `good`, and stands still where it is not; another's
         (optax.with_extra_args_support) would go on.
-      schedule: of the metric learning_rate; tx has its own.
+      schedule: of the metric learning_rate where there are no groups; tx has its own.
       dropout_bits: jax's name of the generator of dropout's random bits.
       groups: those of tx; their metrics are given too, and what is not trained takes no part in the gradient's norm.
       merge: the model's parameters from the trained ones (`lora.merged`); None: they are the same.

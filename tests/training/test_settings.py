@@ -4,28 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import BERT, TOKENS
+from checkpoints import BERT
 from jax.extend.core import jaxprs_in_params
 
 from seq2seq_jax.config import REMATS, TrainConfig, from_mapping
 from seq2seq_jax.losses import cross_entropy
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.training.setup import make_training, training_model
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
 
-ROWS, SOURCE, TARGET, VOCAB = 8, 5, 4, BERT["vocab_size"]
-
-
-@pytest.fixture(scope="module")
-def pair():
-    deep = {**BERT, "num_hidden_layers": 2}
-    return from_encoder_decoder_configs(deep, deep, **TOKENS)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    ids = np.random.default_rng(0).integers(3, VOCAB, (ROWS, SOURCE))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids[:, :TARGET]}
+VOCAB = BERT["vocab_size"]
 
 
 def config(**values):

@@ -20,18 +20,6 @@ from seq2seq_jax.training.setup import make_training
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained, save_pretrained
 
 
-@pytest.fixture(scope="module")
-def pair():
-    config = {**BERT, "num_hidden_layers": 2}
-    return from_encoder_decoder_configs(config, config, **TOKENS)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    ids = np.random.default_rng(0).integers(3, 31, (4, 5))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids[:, :4]}
-
-
 def training(pair, **values):
     values = {"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 10, "dropout": 0.0, **values}
     made = make_training(from_mapping(TrainConfig, values), pair.model, pair.params, 10)
