@@ -143,13 +143,12 @@ def test_scores(trained, texts):
     assert [row["text"] for row in rows] == tokenizers.target.batch_decode(sequences)
 
     settings |= {"num_beams": 2, "num_return_sequences": 2}
-    lines = decoder(trained, generation=settings, scores=True)(2, texts).splitlines()
+    rows = [json.loads(line) for line in decoder(trained, generation=settings, scores=True)(2, texts).splitlines()]
     found = pretrained.generate(*inputs, **settings)
-    outputs = tokenizers.target.batch_decode(found.sequences)
-    scores = np.asarray(found.sequences_scores).tolist()
-    assert [list(json.loads(line).values()) for line in lines] == [
-        [2 * WINDOW + 1 + i // 2, text, score] for i, (text, score) in enumerate(zip(outputs, scores))
-    ]
+    assert {tuple(row) for row in rows} == {("line", "text", "score")}
+    assert [row["line"] for row in rows] == [2 * WINDOW + 1 + i // 2 for i in range(2 * BATCH)]
+    assert [row["text"] for row in rows] == tokenizers.target.batch_decode(found.sequences)
+    np.testing.assert_allclose([row["score"] for row in rows], found.sequences_scores, rtol=1e-4)
 
 
 def test_minimum_bayes_risk_of_samples(trained, texts):
