@@ -13,11 +13,16 @@ CHOICES = {
     "activation": ACTIVATIONS,
     "head_activation": ACTIVATIONS,
     "norm": ("layer", "rms"),
-    "norm_position": ("pre", "post", "sandwich"),
+    "norm_position": ("pre", "post", "sandwich", "res_post"),
     "positions": ("learned", "sinusoidal", "sinusoidal_wide", "none"),
     "embedding_projection": ("sum", "tokens"),
     "head_bias": ("none", "trained", "fixed"),
 }
+
+LONG_ROPE = (
+    "beyond original_max_position_embeddings this model turns positions by LongRoPE's long_factor, which is not"
+    " supported; cut it (max_length)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,14 @@ class Rotary:
       factor: on cosine and sine (YaRN's attention factor).
       interleaved: a pair is (2i, 2i + 1), as in RoFormer; else (i, i + half).
       values: values are turned too.
+      longest: sequences beyond have other frequencies, which are not supported (LongRoPE); None: none have.
     """
 
     frequencies: tuple[float, ...]
     factor: float = 1.0
     interleaved: bool = False
     values: bool = False
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,9 @@ class TransformerConfig:
       activation: a name of `ACTIVATIONS`.
       norm: "layer" or "rms" (no centring, no bias); norm_eps: added to the variance; norm_bias: of a layer norm;
         norm_scale_offset: added to the stored scale (Gemma: 1).
-      norm_position: "pre", "post" or "sandwich" (before each block, after each residual addition, or before and after
-        each block inside the residual).
+      norm_position: "pre", "post", "sandwich" or "res_post" (before each block, after each residual addition, before
+        and after each block inside the residual, or only after it inside the residual, as in OLMo 2).
+      residual_scale: factor on what each block adds to the residual stream (Granite).
       parallel_residual: attention and MLP read the same input (GPT-NeoX).
       embedding_norm: a norm on the sum of embeddings; positions_after_norm: they are added after it. final_norm: one
         after the last layer.
@@ -127,13 +135,14 @@ class TransformerConfig:
       relative_bias, disentangled: see there.
       causal: a token sees itself and what is before it.
       attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
-        output; query_key_norm: an RMS norm on each head's queries and keys; attention_softcap: scores are
-        cap * tanh(scores / cap).
+        output; query_key_norm: an RMS norm on each head's queries and keys; query_key_norm_whole: it is one over all
+        heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
       mlp_gated: activation(gate) * up; mlp_bias: of its projections.
       cross_attention_size: width of the encoder states that the cross-attention reads; None for no cross-attention.
       shared_layers: for each layer, the number of the parameters that it uses (ALBERT); None: each has its own.
       head: whether there is a language-model head; head_transform (dense, activation, norm before it),
-        head_activation (None: `activation`), head_size (width that the kernel reads, None: embedding_size),
+        head_transform_bias (of that dense layer), head_activation (None: `activation`),
+        head_size (width that the kernel reads, None: embedding_size),
         head_projection (a dense layer to that width, without bias, norm or activation),
         head_bias ("none", "trained", or "fixed": no gradient), tie_head (its kernel is the token embedding's table),
         head_scale (factor on the states), head_softcap (as for attention).
@@ -160,6 +169,7 @@ class TransformerConfig:
     norm_bias: bool = True
     norm_scale_offset: float = 0.0
     norm_position: str = "post"
+    residual_scale: float = 1.0
     parallel_residual: bool = False
     embedding_norm: bool = True
     positions_after_norm: bool = False
@@ -183,6 +193,7 @@ class TransformerConfig:
     attention_key_bias: bool | None = None
     attention_out_bias: bool = True
     query_key_norm: bool = False
+    query_key_norm_whole: bool = False
     attention_softcap: float | None = None
     mlp_gated: bool = False
     mlp_bias: bool = True
@@ -190,6 +201,7 @@ class TransformerConfig:
     shared_layers: tuple[int, ...] | None = None
     head: bool = False
     head_transform: bool = False
+    head_transform_bias: bool = True
     head_activation: str | None = None
     head_size: int | None = None
     head_projection: bool = False
@@ -228,6 +240,9 @@ class TransformerConfig:
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        longest = min((rotary.longest for rotary in self.rotaries if rotary.longest is not None), default=None)
+        if longest is not None and self.length_limit is None:
+            object.__setattr__(self, "length_limit", (longest, LONG_ROPE))
         if self.head_size is None:
             object.__setattr__(self, "head_size", self.embedding_size)
         check(

@@ -24,13 +24,17 @@ from seq2seq_jax.families import (
     gpt2,
     gpt_bigcode,
     gpt_neox,
+    granite,
     llama,
     longformer,
     megatron_bert,
     modernbert,
+    modernbert_decoder,
     mpnet,
     nomic_bert,
+    olmo2,
     opt,
+    phi3,
     rembert,
     roberta,
     roberta_prelayernorm,
@@ -45,8 +49,9 @@ from seq2seq_jax.families.rules import ROLES, Family
 
 MODULES = (
     bert, ernie, bert_generation, roberta, roberta_prelayernorm, xlm_roberta_xl, data2vec_text, electra, megatron_bert,
-    rembert, roformer, big_bird, longformer, distilbert, albert, mpnet, deberta, modernbert, nomic_bert, eurobert, gpt2,
-    gpt_bigcode, bart, trocr, xglm, t5, t5gemma, opt, gpt_neox, llama, gemma,
+    rembert, roformer, big_bird, longformer, distilbert, albert, mpnet, deberta, modernbert, modernbert_decoder,
+    nomic_bert, eurobert, gpt2, gpt_bigcode, bart, trocr, xglm, t5, t5gemma, opt, gpt_neox, llama, phi3, olmo2, granite,
+    gemma,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 BY_MODEL_TYPE: dict[str, Family] = {t: family for family in FAMILIES.values() for t in family.model_types}

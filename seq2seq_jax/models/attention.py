@@ -178,19 +178,26 @@ class Attention(Part):
         x = jnp.transpose(x, (2, 0, 3, 1)) if columns else jnp.swapaxes(x, 1, 2)
         return constrain(x, ("batch", "heads", "length", None))
 
+    def _normed(self, x: jax.Array, norm: Norm) -> jax.Array:
+        """x [batch, heads, length, head_dim] normed by head, or over all heads."""
+        if not self.config.query_key_norm_whole:
+            return norm(x)
+        wide = jnp.swapaxes(x, 1, 2)
+        return jnp.swapaxes(norm(wide.reshape(*wide.shape[:2], -1)).reshape(wide.shape), 1, 2)
+
     def _turned(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
         return x if rotation is None else rotate(x, rotation, interleaved=self.settings.rotary.interleaved)
 
     def queries(self, x: jax.Array, rotation: Rotation | None = None) -> jax.Array:
         """[batch, length, hidden], or columns, to [batch, heads, length, head_dim]."""
         q = self._heads_first(self.query(x), self.columns)
-        return self._turned(self.query_norm(q) if self.config.query_key_norm else q, rotation)
+        return self._turned(self._normed(q, self.query_norm) if self.config.query_key_norm else q, rotation)
 
     def keys_values(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array]:
         """[batch, length, kv_size], or columns in self-attention; both are [batch, kv heads, length, head_dim]."""
         columns = self.columns and not self.cross
         k, v = (self._heads_first(projection(x), columns) for projection in (self.key, self.value))
-        k = self._turned(self.key_norm(k) if self.config.query_key_norm else k, rotation)
+        k = self._turned(self._normed(k, self.key_norm) if self.config.query_key_norm else k, rotation)
         turn_values = rotation is not None and self.settings.rotary.values
         return k, self._turned(v, rotation) if turn_values else v
 

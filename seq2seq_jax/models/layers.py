@@ -290,7 +290,7 @@ class Head(Part):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if c.head_transform or c.head_projection:
             shape = {"inputs": (c.hidden_size,), "outputs": (c.head_size,), "axes": ("embed", "norm")}
-            self.transform = Projection(c, bias=c.head_transform, **shape, **kw)
+            self.transform = Projection(c, bias=c.head_transform and c.head_transform_bias, **shape, **kw)
         if c.head_transform:
             self.norm = Norm(c, **kw)
         # The table has the shape of the token embedding, so that a tied head is an alias of it.

@@ -96,9 +96,9 @@ class Block(Part):
             self.cross_attention = Attention(c, kv_size=c.cross_attention_size, cross=True, **attention)
         self.mlp = Mlp(c, **kw)
         for part in ("self_attention", *(("cross_attention",) if self.has_cross else ()), "mlp"):
-            if part != "self_attention" or self.settings.attention_norm:
+            if c.norm_position != "res_post" and (part != "self_attention" or self.settings.attention_norm):
                 setattr(self, f"{part}_norm", Norm(c, **kw))
-            if c.norm_position == "sandwich":
+            if c.norm_position in ("sandwich", "res_post"):
                 setattr(self, f"{part}_post_norm", Norm(c, **kw))
         self.drop = Dropout(c.dropout)
 
@@ -109,10 +109,12 @@ class Block(Part):
     def _branch(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
         """What `part` adds to x; inner returns its output and its attention weights."""
         position = self.config.norm_position
-        normed = position != "post" and (part != "self_attention" or self.settings.attention_norm)
+        normed = position in ("pre", "sandwich") and (part != "self_attention" or self.settings.attention_norm)
         y, weights = inner(getattr(self, f"{part}_norm")(x) if normed else x)
-        if position == "sandwich":
+        if position in ("sandwich", "res_post"):
             y = getattr(self, f"{part}_post_norm")(y)
+        if self.config.residual_scale != 1.0:
+            y = y * jnp.asarray(self.config.residual_scale, y.dtype)
         return self.drop(y, deterministic=not train), weights
 
     def _residual(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:

@@ -33,7 +33,7 @@ QUICK_ENCODERS = {"electra", "albert, groups", "mpnet", "deberta", "deberta-v3",
                   "longformer", "marian", "t5, gated", "roformer"}  # fmt: skip
 QUICK_DECODERS = {"roberta", "xglm", "gpt_bigcode", "blenderbot-small", "umt5", "opt, narrow and post-norm", "gpt_neox",
                   "qwen2", "gemma3"}  # fmt: skip
-QUICK_PAIRS = {("modernbert", "gpt2"), ("bert", "t5, gated")}
+QUICK_PAIRS = {("modernbert", "modernbert-decoder"), ("bert", "t5, gated")}
 QUICK_WHOLE = {"mbart", "t5gemma"}
 VOCABULARIES = (37, 37)
 
