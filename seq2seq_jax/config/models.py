@@ -54,6 +54,7 @@ class LayerSettings:
       window: the largest distance at which a token sees another in self-attention; None: any.
       rotary: turns queries and keys of the self-attention.
       attention_norm: whether there is a norm in front of the self-attention (ModernBERT's first layer has none).
+      window_ahead: the largest distance to what comes behind a token; None: window.
     """
 
     attention_scale: float | None = None
@@ -61,6 +62,13 @@ class LayerSettings:
     window: int | None = None
     rotary: Rotary | None = None
     attention_norm: bool = True
+    window_ahead: int | None = None
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """How far a token sees back and ahead; None: everywhere."""
+        ahead = self.window if self.window_ahead is None else self.window_ahead
+        return None if self.window is None else (self.window, ahead)
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class TransformerConfig:
       norm_position: "pre", "post", "sandwich" or "res_post" (before each block, after each residual addition, before
         and after each block inside the residual, or only after it inside the residual, as in OLMo 2).
       residual_scale: factor on what each block adds to the residual stream (Granite).
-      parallel_residual: attention and MLP read the same input (GPT-NeoX).
+      parallel_residual: attention and MLP read the same input (GPT-NeoX); parallel_norm: behind one norm (GPT-J).
       embedding_norm: a norm on the sum of embeddings; positions_after_norm: they are added after it. final_norm: one
         after the last layer.
       positions: "learned", "sinusoidal", "sinusoidal_wide" (XGLM's frequencies) or "none": what is added to the tokens.
@@ -132,6 +140,7 @@ class TransformerConfig:
       embedding_size: width of the embedding tables; None: hidden_size, else a projection follows the norm, or
         (embedding_projection "tokens") stands between token table and sum. embedding_projection_bias: its bias.
       embedding_scale: factor on the token embeddings.
+      own_token_id: a token whose embedding is a parameter of its own, not scaled (T5Gemma 2's end of image).
       relative_bias, disentangled: see there.
       causal: a token sees itself and what is before it.
       attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
@@ -139,6 +148,8 @@ class TransformerConfig:
         heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
       mlp_gated: activation(gate) * up; mlp_bias: of its projections.
       cross_attention_size: width of the encoder states that the cross-attention reads; None for no cross-attention.
+      merged_attention: there is no block of cross-attention; the self-attention has the source's keys and values too,
+        by its own projections, without positions, in one softmax (T5Gemma 2).
       shared_layers: for each layer, the number of the parameters that it uses (ALBERT); None: each has its own.
       head: whether there is a language-model head; head_transform (dense, activation, norm before it),
         head_transform_bias (of that dense layer), head_activation (None: `activation`),
@@ -171,6 +182,7 @@ class TransformerConfig:
     norm_position: str = "post"
     residual_scale: float = 1.0
     parallel_residual: bool = False
+    parallel_norm: bool = False
     embedding_norm: bool = True
     positions_after_norm: bool = False
     final_norm: bool = False
@@ -186,6 +198,7 @@ class TransformerConfig:
     embedding_projection: str = "sum"
     embedding_projection_bias: bool = True
     embedding_scale: float = 1.0
+    own_token_id: int | None = None
     relative_bias: RelativeBias | None = None
     disentangled: Disentangled | None = None
     causal: bool = False
@@ -198,6 +211,7 @@ class TransformerConfig:
     mlp_gated: bool = False
     mlp_bias: bool = True
     cross_attention_size: int | None = None
+    merged_attention: bool = False
     shared_layers: tuple[int, ...] | None = None
     head: bool = False
     head_transform: bool = False
@@ -260,6 +274,11 @@ class TransformerConfig:
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             value = getattr(self, name)
             check(0.0 <= value < 1.0, f"TransformerConfig.{name} is {value!r}; give a rate from 0 to below 1")
+        check(
+            not self.merged_attention or self.cross_attention_size in (None, self.hidden_size),
+            f"merged attention reads states of its own width {self.hidden_size}, and cross_attention_size is"
+            f" {self.cross_attention_size}; leave it out",
+        )
         check(len(self.layer_pattern) > 0, "layer_pattern is empty; give at least one LayerSettings")
 
     def layer(self, index: int) -> LayerSettings:
@@ -272,9 +291,9 @@ class TransformerConfig:
         return self.num_layers if self.shared_layers is None else max(self.shared_layers) + 1
 
     @property
-    def windows(self) -> tuple[int | None, ...]:
-        """The different windows of the layers, in order of appearance."""
-        return tuple(dict.fromkeys(self.layer(i).window for i in range(self.num_layers)))
+    def windows(self) -> tuple[tuple[int, int] | None, ...]:
+        """The different windows of the layers (`LayerSettings.reach`), in order of appearance."""
+        return tuple(dict.fromkeys(self.layer(i).reach for i in range(self.num_layers)))
 
     @property
     def rotaries(self) -> tuple[Rotary, ...]:

@@ -62,7 +62,7 @@ def rules(config, norms=NORMS, post_norms=None, head="lm_head.weight"):
     tied = (head,) if config.head and config.tie_head else ()
     table = [rule("embed_tokens.weight", "embeddings/token/embedding", also=tied)]
     blocks = {"self_attn": "self_attention"}
-    if config.cross_attention_size is not None:
+    if config.cross_attention_size is not None and not config.merged_attention:
         blocks["cross_attn"] = "cross_attention"
         norms = norms and {**norms, "cross_attention": "pre_cross_attn_layernorm"}
         post_norms = post_norms and {**post_norms, "cross_attention": "post_cross_attn_layernorm"}

@@ -37,6 +37,9 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
 }
+GEMMA3_LOCAL = {**LOCAL, "rope_parameters": GEMMA3_ROPE}
+VISION = {"model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "image_size": 8, "patch_size": 4}  # fmt: skip
 DEBERTA = {**SIZES, "relative_attention": True, "position_biased_input": False, "type_vocab_size": 0}
 GPT2 = {
     "vocab_size": 37,
@@ -113,6 +116,9 @@ CASES: dict[str, tuple[str, dict]] = {
     "umt5": ("umt5", GATED),
     "opt": ("opt", OPT),
     "opt, narrow and post-norm": ("opt", {**OPT, "word_embed_proj_dim": 12, "do_layer_norm_before": False}),
+    "gpt_neo": ("gpt_neo", {"vocab_size": 37, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "window_size": 3,
+                            "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 24, **TOKENS}),
+    "gptj": ("gptj", {**GPT2, "rotary_dim": 2, "pad_token_id": 0}),
     "gpt_neox": ("gpt_neox", SIZES),
     "gpt_neox, in sequence": ("gpt_neox", {**SIZES, "use_parallel_residual": False}),
     "llama": ("llama", GROUPED),
@@ -133,20 +139,25 @@ CASES: dict[str, tuple[str, dict]] = {
     "gemma3, bidirectional": ("gemma3_text", {**LOCAL, "rope_parameters": GEMMA3_ROPE, "sliding_window": 4,
                                               "use_bidirectional_attention": True}),
     "t5gemma": ("t5gemma", {"encoder": LOCAL, "decoder": {**LOCAL, "hidden_size": 16}, "vocab_size": 37}),
+    "t5gemma2": ("t5gemma2", {"encoder": {"text_config": {**GEMMA3_LOCAL, "sliding_window": 4},
+                                          "vision_config": VISION, "mm_tokens_per_image": 4, "eoi_token_index": 7},
+                              "decoder": GEMMA3_LOCAL}),
 }  # fmt: skip
-ENCODERS = [name for name, (kind, _) in CASES.items() if kind not in ("trocr", "t5gemma") and "narrow" not in name]
+NO_ENCODERS = ("trocr", "t5gemma", "t5gemma2")
+ENCODERS = [name for name, (kind, _) in CASES.items() if kind not in NO_ENCODERS and "narrow" not in name]
 NATIVE = ["bert", "ernie", "bert-generation", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm",
           "xlm-roberta-xl", "data2vec-text", "electra", "electra, equal widths", "rembert", "roformer",
           "roformer, values", "gpt2", "gpt-sw3", "bart", "mbart", "mvp", "plbart", "marian", "pegasus", "blenderbot",
           "blenderbot-small", "trocr", "xglm"]  # fmt: skip
 # Decoders whose cross-attention torch lacks, or that fail in it.
-REFERENCED = ["t5", "t5, gated", "mt5", "umt5", "opt", "opt, narrow and post-norm", "gpt_neox", "gpt_neox, in sequence",
-              "modernbert-decoder", "modernbert-decoder, biases", "llama", "llama 3", "mistral", "smollm3", "qwen2",
-              "qwen3", "phi3", "phi3, longrope", "olmo2", "granite", "gemma", "gemma2", "gemma3"]  # fmt: skip
+REFERENCED = ["t5", "t5, gated", "mt5", "umt5", "opt", "opt, narrow and post-norm", "gpt_neo", "gptj", "gpt_neox",
+              "gpt_neox, in sequence", "modernbert-decoder", "modernbert-decoder, biases", "llama", "llama 3",
+              "mistral", "smollm3", "qwen2", "qwen3", "phi3", "phi3, longrope", "olmo2", "granite", "gemma", "gemma2",
+              "gemma3"]  # fmt: skip
 FORMULA = ["megatron-bert", "big_bird", "gpt_bigcode", "gpt_bigcode, all heads"]
 DECODERS = [*NATIVE, *REFERENCED, *FORMULA]
 WHOLE = ["bart", "mbart", "mvp", "plbart", "marian", "pegasus", "blenderbot", "blenderbot-small", "t5", "t5, gated",
-         "mt5", "umt5", "t5gemma"]  # fmt: skip
+         "mt5", "umt5", "t5gemma", "t5gemma2"]  # fmt: skip
 
 
 def config_of(name: str, **changes):
@@ -218,6 +229,10 @@ def as_filed(tensors: dict, encoder_type: str, decoder_type: str, *, concatenate
     return moved
 
 
+GPTS = ("gptj", "gpt_neo")
+ATTENTIONS = {"gpt_neox": "attention", "modernbert-decoder": "attn", "gptj": "attn", "gpt_neo": "attn"}
+
+
 class Cross(nn.Module):
     """T5Gemma's cross-attention block for a causal LM: norm, attention without positions, norm behind in sandwiches."""
 
@@ -233,8 +248,11 @@ class Cross(nn.Module):
         self.q_proj = nn.Linear(c.hidden_size, self.heads * self.dim, bias=bias)
         self.k_proj = nn.Linear(width, self.kv_heads * self.dim, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * self.dim, bias=bias)
-        out = {"opt": "out_proj", "modernbert-decoder": "Wo"}.get(kind, "o_proj")
-        setattr(self, out, nn.Linear(self.heads * self.dim, c.hidden_size, bias=bias and kind != "qwen2"))
+        out = {"opt": "out_proj", "modernbert-decoder": "Wo", "gptj": "out_proj", "gpt_neo": "out_proj"}.get(
+            kind, "o_proj"
+        )
+        out_bias = kind == "gpt_neo" or (bias and kind != "qwen2")
+        setattr(self, out, nn.Linear(self.heads * self.dim, c.hidden_size, bias=out_bias))
         self.out = [getattr(self, out)]
         if kind in ("qwen3", "gemma3_text"):
             norm = type(lm.model.norm)
@@ -245,6 +263,8 @@ class Cross(nn.Module):
         self.whole = kind == "olmo2"
         scalar = getattr(c, "query_pre_attn_scalar", None)
         self.scale = getattr(c, "attention_multiplier", None) or (scalar or self.dim) ** -0.5
+        if kind == "gpt_neo":
+            self.scale = 1.0
         self.cap = getattr(c, "attn_logit_softcapping", None)
 
     def forward(self, x, states, mask):
@@ -287,7 +307,7 @@ class Reference(nn.Module):
 
     def layers(self):
         base = self.decoder.base_model
-        return base.decoder.layers if self.kind == "opt" else base.layers
+        return base.decoder.layers if self.kind == "opt" else base.h if self.kind in GPTS else base.layers
 
     def insert(self, layer, width):
         c, sandwich = self.decoder.config, hasattr(layer, "post_feedforward_layernorm")
@@ -295,14 +315,16 @@ class Reference(nn.Module):
         cross = Cross(self.decoder, width)
         modern, olmo = self.kind == "modernbert-decoder", self.kind == "olmo2"
         like = getattr(layer, {"opt": "self_attn_layer_norm", "modernbert-decoder": "mlp_norm",
-                               "olmo2": "post_attention_layernorm"}.get(self.kind, "input_layernorm"))  # fmt: skip
+                               "olmo2": "post_attention_layernorm", "gptj": "ln_1",
+                               "gpt_neo": "ln_1"}.get(self.kind, "input_layernorm"))  # fmt: skip
         options = {"eps": getattr(c, "rms_norm_eps", None) or getattr(c, "layer_norm_eps", 1e-5)}
         if modern:
             options["bias"] = c.norm_bias
         make = lambda: type(like)(width, **options)
         norm, after = nn.Identity() if olmo else make(), make() if sandwich else None
         names = {"opt": ("encoder_attn", "encoder_attn_layer_norm"),
-                 "modernbert-decoder": ("cross_attn", "cross_attn_norm")}  # fmt: skip
+                 "modernbert-decoder": ("cross_attn", "cross_attn_norm"),
+                 "gptj": ("cross_attn", "ln_cross_attn"), "gpt_neo": ("cross_attn", "ln_cross_attn")}  # fmt: skip
         names = names.get(self.kind, ("cross_attn", "pre_cross_attn_layernorm"))
         setattr(layer, names[0], cross)
         setattr(layer, names[1], norm)
@@ -327,7 +349,7 @@ class Reference(nn.Module):
             return (y, *output[1:]) if isinstance(output, tuple) else y
 
         layer.register_forward_pre_hook(keep, with_kwargs=True)
-        attention = getattr(layer, {"gpt_neox": "attention", "modernbert-decoder": "attn"}.get(self.kind, "self_attn"))
+        attention = getattr(layer, ATTENTIONS.get(self.kind, "self_attn"))
         if post:
             attention = layer.self_attn_layer_norm
         elif sandwich:
