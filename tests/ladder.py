@@ -78,7 +78,8 @@ def check_gradients(pair, results):
     ours = by_torch_name(pair, grads)
     theirs = {name.removeprefix("grad:"): value for name, value in results.items() if name.startswith("grad:")}
     assert theirs and set(theirs) <= set(ours), set(theirs) - set(ours)
-    assert any(part in name for name in theirs for part in ("cross", "encoder_attn", "EncDec"))
+    parts = ("self_attn",) if pair.config.decoder.merged_attention else ("cross", "encoder_attn", "EncDec")
+    assert any(part in name for name in theirs for part in parts)
     for name, g in theirs.items():
         if is_key_bias(name) and np.abs(g).max() < 1e-6:
             continue  # without rotary positions its gradient is zero but for rounding

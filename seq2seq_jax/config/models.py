@@ -13,11 +13,16 @@ CHOICES = {
     "activation": ACTIVATIONS,
     "head_activation": ACTIVATIONS,
     "norm": ("layer", "rms"),
-    "norm_position": ("pre", "post", "sandwich"),
+    "norm_position": ("pre", "post", "sandwich", "res_post"),
     "positions": ("learned", "sinusoidal", "sinusoidal_wide", "none"),
     "embedding_projection": ("sum", "tokens"),
     "head_bias": ("none", "trained", "fixed"),
 }
+
+LONG_ROPE = (
+    "beyond original_max_position_embeddings this model turns positions by LongRoPE's long_factor, which is not"
+    " supported; cut it (max_length)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,14 @@ class Rotary:
       factor: on cosine and sine (YaRN's attention factor).
       interleaved: a pair is (2i, 2i + 1), as in RoFormer; else (i, i + half).
       values: values are turned too.
+      longest: sequences beyond have other frequencies, which are not supported (LongRoPE); None: none have.
     """
 
     frequencies: tuple[float, ...]
     factor: float = 1.0
     interleaved: bool = False
     values: bool = False
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class LayerSettings:
       window: the largest distance at which a token sees another in self-attention; None: any.
       rotary: turns queries and keys of the self-attention.
       attention_norm: whether there is a norm in front of the self-attention (ModernBERT's first layer has none).
+      window_ahead: the largest distance to what comes behind a token; None: window.
     """
 
     attention_scale: float | None = None
@@ -54,6 +62,13 @@ class LayerSettings:
     window: int | None = None
     rotary: Rotary | None = None
     attention_norm: bool = True
+    window_ahead: int | None = None
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """How far a token sees back and ahead; None: everywhere."""
+        ahead = self.window if self.window_ahead is None else self.window_ahead
+        return None if self.window is None else (self.window, ahead)
 
 
 @dataclass(frozen=True)
@@ -109,9 +124,10 @@ class TransformerConfig:
       activation: a name of `ACTIVATIONS`.
       norm: "layer" or "rms" (no centring, no bias); norm_eps: added to the variance; norm_bias: of a layer norm;
         norm_scale_offset: added to the stored scale (Gemma: 1).
-      norm_position: "pre", "post" or "sandwich" (before each block, after each residual addition, or before and after
-        each block inside the residual).
-      parallel_residual: attention and MLP read the same input (GPT-NeoX).
+      norm_position: "pre", "post", "sandwich" or "res_post" (before each block, after each residual addition, before
+        and after each block inside the residual, or only after it inside the residual, as in OLMo 2).
+      residual_scale: factor on what each block adds to the residual stream (Granite).
+      parallel_residual: attention and MLP read the same input (GPT-NeoX); parallel_norm: behind one norm (GPT-J).
       embedding_norm: a norm on the sum of embeddings; positions_after_norm: they are added after it. final_norm: one
         after the last layer.
       positions: "learned", "sinusoidal", "sinusoidal_wide" (XGLM's frequencies) or "none": what is added to the tokens.
@@ -124,16 +140,20 @@ class TransformerConfig:
       embedding_size: width of the embedding tables; None: hidden_size, else a projection follows the norm, or
         (embedding_projection "tokens") stands between token table and sum. embedding_projection_bias: its bias.
       embedding_scale: factor on the token embeddings.
+      own_token_id: a token whose embedding is a parameter of its own, not scaled (T5Gemma 2's end of image).
       relative_bias, disentangled: see there.
       causal: a token sees itself and what is before it.
       attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
-        output; query_key_norm: an RMS norm on each head's queries and keys; attention_softcap: scores are
-        cap * tanh(scores / cap).
+        output; query_key_norm: an RMS norm on each head's queries and keys; query_key_norm_whole: it is one over all
+        heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
       mlp_gated: activation(gate) * up; mlp_bias: of its projections.
       cross_attention_size: width of the encoder states that the cross-attention reads; None for no cross-attention.
+      merged_attention: there is no block of cross-attention; the self-attention has the source's keys and values too,
+        by its own projections, without positions, in one softmax (T5Gemma 2).
       shared_layers: for each layer, the number of the parameters that it uses (ALBERT); None: each has its own.
       head: whether there is a language-model head; head_transform (dense, activation, norm before it),
-        head_activation (None: `activation`), head_size (width that the kernel reads, None: embedding_size),
+        head_transform_bias (of that dense layer), head_activation (None: `activation`),
+        head_size (width that the kernel reads, None: embedding_size),
         head_projection (a dense layer to that width, without bias, norm or activation),
         head_bias ("none", "trained", or "fixed": no gradient), tie_head (its kernel is the token embedding's table),
         head_scale (factor on the states), head_softcap (as for attention).
@@ -160,7 +180,9 @@ class TransformerConfig:
     norm_bias: bool = True
     norm_scale_offset: float = 0.0
     norm_position: str = "post"
+    residual_scale: float = 1.0
     parallel_residual: bool = False
+    parallel_norm: bool = False
     embedding_norm: bool = True
     positions_after_norm: bool = False
     final_norm: bool = False
@@ -176,6 +198,7 @@ class TransformerConfig:
     embedding_projection: str = "sum"
     embedding_projection_bias: bool = True
     embedding_scale: float = 1.0
+    own_token_id: int | None = None
     relative_bias: RelativeBias | None = None
     disentangled: Disentangled | None = None
     causal: bool = False
@@ -183,13 +206,16 @@ class TransformerConfig:
     attention_key_bias: bool | None = None
     attention_out_bias: bool = True
     query_key_norm: bool = False
+    query_key_norm_whole: bool = False
     attention_softcap: float | None = None
     mlp_gated: bool = False
     mlp_bias: bool = True
     cross_attention_size: int | None = None
+    merged_attention: bool = False
     shared_layers: tuple[int, ...] | None = None
     head: bool = False
     head_transform: bool = False
+    head_transform_bias: bool = True
     head_activation: str | None = None
     head_size: int | None = None
     head_projection: bool = False
@@ -228,6 +254,9 @@ class TransformerConfig:
         for name, value in derived.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        longest = min((rotary.longest for rotary in self.rotaries if rotary.longest is not None), default=None)
+        if longest is not None and self.length_limit is None:
+            object.__setattr__(self, "length_limit", (longest, LONG_ROPE))
         if self.head_size is None:
             object.__setattr__(self, "head_size", self.embedding_size)
         check(
@@ -245,6 +274,11 @@ class TransformerConfig:
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             value = getattr(self, name)
             check(0.0 <= value < 1.0, f"TransformerConfig.{name} is {value!r}; give a rate from 0 to below 1")
+        check(
+            not self.merged_attention or self.cross_attention_size in (None, self.hidden_size),
+            f"merged attention reads states of its own width {self.hidden_size}, and cross_attention_size is"
+            f" {self.cross_attention_size}; leave it out",
+        )
         check(len(self.layer_pattern) > 0, "layer_pattern is empty; give at least one LayerSettings")
 
     def layer(self, index: int) -> LayerSettings:
@@ -257,9 +291,9 @@ class TransformerConfig:
         return self.num_layers if self.shared_layers is None else max(self.shared_layers) + 1
 
     @property
-    def windows(self) -> tuple[int | None, ...]:
-        """The different windows of the layers, in order of appearance."""
-        return tuple(dict.fromkeys(self.layer(i).window for i in range(self.num_layers)))
+    def windows(self) -> tuple[tuple[int, int] | None, ...]:
+        """The different windows of the layers (`LayerSettings.reach`), in order of appearance."""
+        return tuple(dict.fromkeys(self.layer(i).reach for i in range(self.num_layers)))
 
     @property
     def rotaries(self) -> tuple[Rotary, ...]:

@@ -25,6 +25,7 @@ from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.decoding.settings import automata_of, criteria_of, processors_of, warpers_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.targets import check_ids
 
 
@@ -295,7 +296,8 @@ def _lengths(settings: GenerationConfig, prompt: int, source: int, config) -> tu
     else:
         longest = prompt + 20 if settings.max_length is None else settings.max_length
         if settings.max_length is None:
-            longest = max(prompt + 1, min(longest, config.decoder.max_positions))
+            most = config.decoder.length_limit or (config.decoder.max_positions, "")
+            longest = max(prompt + 1, min(longest, config.decoder.max_positions, most[0]))
     if longest <= prompt:
         raise ValueError(
             f"the decoder's prompt has {prompt} tokens and max_length is {longest}; raise max_length, or give"
@@ -306,6 +308,7 @@ def _lengths(settings: GenerationConfig, prompt: int, source: int, config) -> tu
             f"max_length {longest} is beyond the decoder's {config.decoder.max_positions} positions; lower max_length"
             " or max_new_tokens, or load with decoder_max_position_embeddings"
         )
+    check_length(config.decoder, longest)
     shortest = settings.min_length if settings.min_new_tokens is None else prompt + settings.min_new_tokens
     if shortest > longest:
         name = "min_length" if settings.min_new_tokens is None else "min_new_tokens"

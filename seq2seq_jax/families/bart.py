@@ -134,7 +134,7 @@ FAMILY = Family(
     whole=Whole(
         architectures={**{t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()}, "marian": "MarianMTModel"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
-        shared="model.shared.weight",
+        shared=("model.shared.weight",),
         logits_bias=True,
     ),
 )

@@ -57,14 +57,14 @@ NORMS = {"self_attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
 def rules(config, norms=NORMS, post_norms=None, head="lm_head.weight"):
-    """post_norms: names of the norms behind each part, where there are any."""
+    """norms, post_norms: names of the norms before and behind each part, where there are any."""
     layer, flax = "layers.{layer}", "layers/{layer}"
     tied = (head,) if config.head and config.tie_head else ()
     table = [rule("embed_tokens.weight", "embeddings/token/embedding", also=tied)]
     blocks = {"self_attn": "self_attention"}
-    if config.cross_attention_size is not None:
+    if config.cross_attention_size is not None and not config.merged_attention:
         blocks["cross_attn"] = "cross_attention"
-        norms = {**norms, "cross_attention": "pre_cross_attn_layernorm"}
+        norms = norms and {**norms, "cross_attention": "pre_cross_attn_layernorm"}
         post_norms = post_norms and {**post_norms, "cross_attention": "post_cross_attn_layernorm"}
     for theirs, ours in blocks.items():
         names = [f"{layer}.{theirs}.{n}_proj" for n in ("q", "k", "v", "o")]
@@ -73,7 +73,7 @@ def rules(config, norms=NORMS, post_norms=None, head="lm_head.weight"):
             table += norm_rules(f"{layer}.{theirs}.{name[0]}_norm", f"{flax}/{ours}/{name}_norm", bias=False)
     for name in ("gate", "up", "down"):
         table += linear_rules(f"{layer}.mlp.{name}_proj", f"{flax}/mlp/{name}", bias=config.mlp_bias)
-    for suffix, names in (("norm", norms), ("post_norm", post_norms or {})):
+    for suffix, names in (("norm", norms or {}), ("post_norm", post_norms or {})):
         for part, theirs in names.items():
             table += norm_rules(f"{layer}.{theirs}", f"{flax}/{part}_{suffix}", bias=False)
     table += norm_rules("norm", "final_norm", bias=False)

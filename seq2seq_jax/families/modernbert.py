@@ -43,16 +43,21 @@ def from_hf(hf, role):
 
 def rules(config):
     layer, flax, h, d = "layers.{layer}", "layers/{layer}", config.num_heads, config.head_dim
-    own, table, bias = f"{flax}/self_attention", [], {"bias": config.norm_bias}
-    table.append(rule("embeddings.tok_embeddings.weight", "embeddings/token/embedding"))
-    table += norm_rules("embeddings.norm", "embeddings/norm", **bias)
+    own, table = f"{flax}/self_attention", common_rules(config)
     for leaf, ours, needed in (("weight", "kernel", True), ("bias", "bias", config.attention_bias)):
         paths = tuple(f"{own}/{n}/{ours}" for n in ("query", "key", "value"))
         table += [rule(f"{layer}.attn.Wqkv.{leaf}", paths, fused_in((h, h, h), d))] if needed else []
+    return table + linear_rules(f"{layer}.attn.Wo", f"{own}/out", linear_out(h, d), bias=config.attention_out_bias)
+
+
+def common_rules(config, tied=()):
+    """All but the attention, which the encoder has fused and the decoder not. tied: other whole names of the table."""
+    layer, flax, bias = "layers.{layer}", "layers/{layer}", {"bias": config.norm_bias}
+    table = [rule("embeddings.tok_embeddings.weight", "embeddings/token/embedding", also=tied)]
+    table += norm_rules("embeddings.norm", "embeddings/norm", **bias)
     for leaf, ours, needed in (("weight", "kernel", True), ("bias", "bias", config.mlp_bias)):
         paths = (f"{flax}/mlp/gate/{ours}", f"{flax}/mlp/up/{ours}")
         table += [rule(f"{layer}.mlp.Wi.{leaf}", paths, fused_rows(2))] if needed else []
-    table += linear_rules(f"{layer}.attn.Wo", f"{own}/out", linear_out(h, d), bias=config.attention_out_bias)
     table += linear_rules(f"{layer}.mlp.Wo", f"{flax}/mlp/down", bias=config.mlp_bias)
     table += norm_rules(f"{layer}.attn_norm", f"{flax}/self_attention_norm", **bias)
     table += norm_rules(f"{layer}.mlp_norm", f"{flax}/mlp_norm", **bias)

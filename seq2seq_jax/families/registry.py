@@ -23,20 +23,27 @@ from seq2seq_jax.families import (
     gemma,
     gpt2,
     gpt_bigcode,
+    gpt_neo,
     gpt_neox,
+    gptj,
+    granite,
     llama,
     longformer,
     megatron_bert,
     modernbert,
+    modernbert_decoder,
     mpnet,
     nomic_bert,
+    olmo2,
     opt,
+    phi3,
     rembert,
     roberta,
     roberta_prelayernorm,
     roformer,
     t5,
     t5gemma,
+    t5gemma2,
     trocr,
     xglm,
     xlm_roberta_xl,
@@ -45,8 +52,9 @@ from seq2seq_jax.families.rules import ROLES, Family
 
 MODULES = (
     bert, ernie, bert_generation, roberta, roberta_prelayernorm, xlm_roberta_xl, data2vec_text, electra, megatron_bert,
-    rembert, roformer, big_bird, longformer, distilbert, albert, mpnet, deberta, modernbert, nomic_bert, eurobert, gpt2,
-    gpt_bigcode, bart, trocr, xglm, t5, t5gemma, opt, gpt_neox, llama, gemma,
+    rembert, roformer, big_bird, longformer, distilbert, albert, mpnet, deberta, modernbert, modernbert_decoder,
+    nomic_bert, eurobert, gpt2, gpt_bigcode, bart, trocr, xglm, t5, t5gemma, t5gemma2, opt, gpt_neo, gptj, gpt_neox,
+    llama, phi3, olmo2, granite, gemma,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in MODULES}
 BY_MODEL_TYPE: dict[str, Family] = {t: family for family in FAMILIES.values() for t in family.model_types}
@@ -56,7 +64,7 @@ LEFT_OUT = {
     "bigbird_pegasus, led, longt5": "block-sparse encoders, whose use is in lengths that full attention does not reach",
     "funnel, convbert, mobilebert, squeezebert, nystromformer, fnet, canine": "layers of their own kind",
     "xmod, roc_bert, luke": "adapters, glyphs and entities beside the text",
-    "gptj, gpt_neo, falcon, phi, olmo, mixtral": "causal LMs whose place llama, qwen, gemma and gpt_neox take",
+    "falcon, phi, olmo, mixtral": "causal LMs whose place llama, qwen, gemma and gpt_neox take",
 }
 
 

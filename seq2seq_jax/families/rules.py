@@ -141,15 +141,18 @@ class Whole:
 
     Attributes:
       architectures: model_type -> torch class.
-      prefixes: role -> prefix of its names. shared: the name of a token table that both sides share; None: none is.
-      logits_bias: whether there is a `final_logits_bias`. nested: config.json has an encoder and a decoder section.
+      prefixes: role -> prefix of its names. shared: names of what both sides share, such as the token table.
+      shared_by: the field of config.json that says whether they do; absent: they do.
+      logits_bias: whether there is a `final_logits_bias`.
+      nested: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
     """
 
     architectures: Mapping[str, str]
     prefixes: Mapping[str, str]
-    shared: str | None = None
+    shared: tuple[str, ...] = ()
+    shared_by: str = "share_encoder_decoder_embeddings"
     logits_bias: bool = False
-    nested: bool = False
+    nested: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,10 @@ def rotary(hf: Mapping[str, Any], head_dim: int, layer_type: str | None = None, 
     original = given.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
     if kind not in SCALINGS:
         raise ValueError(f"rope_type {kind!r} is not supported: {nearest(str(kind), SCALINGS)}")
+    if kind == "longrope":
+        original = hf.get("original_max_position_embeddings") or original
+        given = {"factor": hf["max_position_embeddings"] / original} | {k: v for k, v in given.items() if v is not None}
+        options["longest"] = original
     frequencies, factor = SCALINGS[kind](frequencies, given, base, dim, original)
     return Rotary(tuple(float(f) for f in frequencies), factor=float(factor), **options)
 
@@ -179,9 +183,21 @@ def _yarn(frequencies, given, base, dim, original):
     return frequencies / factor * ramp + frequencies * (1 - ramp), attention
 
 
+def _longrope(frequencies, given, base, dim, original):
+    """LongRoPE's short factors (Ding et al. 2024), which hold for sequences of up to `original` tokens."""
+    factor, attention = given["factor"], given.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    short = np.asarray(given["short_factor"], np.float32)
+    if short.shape != frequencies.shape:
+        raise ValueError(f"short_factor has {short.size} numbers, and {frequencies.size} frequencies are to be scaled")
+    return frequencies / short, attention
+
+
 SCALINGS = {
     "default": lambda frequencies, *_: (frequencies, 1.0),
     "linear": lambda frequencies, given, *_: (frequencies / given["factor"], 1.0),
     "llama3": _llama3,
+    "longrope": _longrope,
     "yarn": _yarn,
 }

@@ -102,6 +102,6 @@ FAMILY = Family(
     whole=Whole(
         architectures={t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()},
         prefixes={"encoder": "encoder.", "decoder": "decoder."},
-        shared="shared.weight",
+        shared=("shared.weight",),
     ),
 )

@@ -37,6 +37,6 @@ FAMILY = replace(
     whole=Whole(
         architectures={"t5gemma": "T5GemmaForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
-        nested=True,
+        nested=lambda hf, role: hf[role],
     ),
 )

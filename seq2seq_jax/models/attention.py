@@ -33,6 +33,7 @@ def attend(
     softcap: float | None = None,
     cached: bool = False,
     whole: bool = True,
+    also: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Softmax attention; the softmax is float32.
 
@@ -44,6 +45,7 @@ def attend(
       bias: added to the scaled scores, [batch or 1, heads, queries, keys]. softcap: bounds them before that.
       cached: k is as the cache holds it, [batch, kv heads, head_dim, keys], or of a source as `source_keys` gives it.
       whole: false where the weights are not needed: long texts may be worked on a few heads at a time.
+      also: keys, values and mask of a source, behind the others in the same softmax; needs `whole`.
 
     Returns:
       The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys], or None if not whole.
@@ -57,7 +59,7 @@ def attend(
             bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)
 
     def some(q, k, v, mask, bias):
-        return _attend(q, k, v, mask, scale, drop, bias=bias, softcap=softcap, cached=cached)
+        return _attend(q, k, v, mask, scale, drop, bias=bias, softcap=softcap, cached=cached, also=also)
 
     if whole:
         y, weights = some(q, k, v, mask, bias)
@@ -88,21 +90,32 @@ def _by_heads(some: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask, bi
     return y.reshape(q.shape[:3] + y.shape[4:])
 
 
-def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached) -> tuple[jax.Array, jax.Array]:
-    """`attend` where each head has keys of its own."""
+def _scores(q, k, mask, scale, *, bias, softcap, cached) -> jax.Array:
+    """What the softmax reads, float32 [batch, heads, queries, keys]."""
     scores = _products(q, k, cached) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
-    if mask is not None:
-        scores = jnp.where(mask, scores, LOWEST)
+    return scores if mask is None else jnp.where(mask, scores, LOWEST)
+
+
+def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached, also) -> tuple[jax.Array, jax.Array]:
+    """`attend` where each head has keys of its own."""
+    scores = _scores(q, k, mask, scale, bias=bias, softcap=softcap, cached=cached)
+    if also is not None:
+        more = _scores(q, also[0], also[2], scale, bias=None, softcap=softcap, cached=cached)
+        scores = jnp.concatenate([scores, more], axis=-1)
     top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
     scores = jnp.exp(scores - top)
     # The output is normalised, which is small, not the weights: they are the largest array of a step.
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
-    y = summed_in_float32(functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"), dropped, v)
+    product = functools.partial(summed_in_float32, functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"))
+    own = v.shape[2]
+    y = product(dropped[..., :own], v)
+    if also is not None:
+        y = y + product(dropped[..., own:], also[1])
     y = checkpoint_name(y, "attention_out")
     return (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
 
@@ -178,19 +191,26 @@ class Attention(Part):
         x = jnp.transpose(x, (2, 0, 3, 1)) if columns else jnp.swapaxes(x, 1, 2)
         return constrain(x, ("batch", "heads", "length", None))
 
+    def _normed(self, x: jax.Array, norm: Norm) -> jax.Array:
+        """x [batch, heads, length, head_dim] normed by head, or over all heads."""
+        if not self.config.query_key_norm_whole:
+            return norm(x)
+        wide = jnp.swapaxes(x, 1, 2)
+        return jnp.swapaxes(norm(wide.reshape(*wide.shape[:2], -1)).reshape(wide.shape), 1, 2)
+
     def _turned(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
         return x if rotation is None else rotate(x, rotation, interleaved=self.settings.rotary.interleaved)
 
     def queries(self, x: jax.Array, rotation: Rotation | None = None) -> jax.Array:
         """[batch, length, hidden], or columns, to [batch, heads, length, head_dim]."""
         q = self._heads_first(self.query(x), self.columns)
-        return self._turned(self.query_norm(q) if self.config.query_key_norm else q, rotation)
+        return self._turned(self._normed(q, self.query_norm) if self.config.query_key_norm else q, rotation)
 
     def keys_values(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array]:
         """[batch, length, kv_size], or columns in self-attention; both are [batch, kv heads, length, head_dim]."""
         columns = self.columns and not self.cross
         k, v = (self._heads_first(projection(x), columns) for projection in (self.key, self.value))
-        k = self._turned(self.key_norm(k) if self.config.query_key_norm else k, rotation)
+        k = self._turned(self._normed(k, self.key_norm) if self.config.query_key_norm else k, rotation)
         turn_values = rotation is not None and self.settings.rotary.values
         return k, self._turned(v, rotation) if turn_values else v
 
@@ -218,6 +238,7 @@ class Attention(Part):
         position_table: jax.Array | None = None,
         cached: bool = False,
         whole: bool = True,
+        also: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """x [batch, length, hidden], or columns, attends over keys_values; returns the like of x, and the weights.
 
@@ -232,9 +253,10 @@ class Attention(Part):
         c, name = self.config, self.attention_impl
         options = {"scale": self.scale, "softcap": c.attention_softcap}
         if name == "xla":
-            y, weights = attend(q, *keys_values, mask, drop=drop, bias=bias, cached=cached, whole=whole, **options)
+            options.update(drop=drop, bias=bias, cached=cached, whole=whole, also=also)
+            y, weights = attend(q, *keys_values, mask, **options)
         else:
             check_kernel(name, c, q, keys_values[0], dropout=drop is not None, bias=bias is not None)
-            causal, window = (False, None) if self.cross else (c.causal, self.settings.window)
+            causal, window = (False, None) if self.cross else (c.causal, self.settings.reach)
             y, weights = fused_attention(name, q, *keys_values, mask, causal=causal, window=window, **options), None
         return self.out(jnp.transpose(y, (1, 3, 0, 2)) if self.columns else jnp.swapaxes(y, 1, 2)), weights

@@ -49,6 +49,7 @@ def check_kernel(name: str, config: TransformerConfig, q: jax.Array, k: jax.Arra
     faults = (
         (dropout, "attention dropout", "set attention_dropout to 0"),
         (bias, "a bias on the scores", needed),
+        (name == "splash" and config.merged_attention, "self-attention and cross-attention in one", needed),
         (cudnn and config.attention_softcap is not None, "a soft cap on the scores", needed),
         (cudnn and (width % 8 or width > 256), f"a head_dim of {width}", "it takes multiples of 8 up to 256"),
         (cudnn and q.dtype.itemsize != 2, f"{q.dtype}", "compute in bfloat16"),
@@ -63,7 +64,7 @@ def check_kernel(name: str, config: TransformerConfig, q: jax.Array, k: jax.Arra
             raise ValueError(f"attention_impl {name!r} cannot do {what}: {remedy}, or give 'xla'")
 
 
-def fused_attention(name, q, k, v, mask, *, scale: float, causal: bool, window: int | None, softcap: float | None):
+def fused_attention(name, q, k, v, mask, *, scale: float, causal: bool, window: tuple | None, softcap: float | None):
     """`attend` by the kernel `name`; the output alone.
 
     For cudnn the mask hides all that is hidden; for splash it is `Segments`, to which causal and window add. Where a
@@ -78,11 +79,11 @@ def fused_attention(name, q, k, v, mask, *, scale: float, causal: bool, window: 
     return y if mask is None else jnp.where(jnp.any(full, -1, keepdims=True), y, 0.0)
 
 
-def _splash(q, k, v, mask: Segments, *, causal: bool, window: int | None, softcap: float | None) -> jax.Array:
+def _splash(q, k, v, mask: Segments, *, causal: bool, window: tuple | None, softcap: float | None) -> jax.Array:
     shape = (q.shape[2], k.shape[2])
     sight = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
     if window is not None:
-        sight = splash_attention.LocalMask(shape, (window, 0 if causal else window), 0)
+        sight = splash_attention.LocalMask(shape, (window[0], 0 if causal else window[1]), 0)
     of_q, of_k = (next(block for block in BLOCKS if length % block == 0) for length in shape)
     sizes = {f"block_q{step}": of_q for step in ("", "_dkv", "_dq")}
     sizes |= {f"block_kv{step}": of_k for step in ("", "_dkv", "_dq")}

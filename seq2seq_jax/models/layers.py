@@ -66,7 +66,7 @@ def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: Trans
     leaf = path.rsplit("/", 1)[-1]
     if leaf == "scale":
         return jnp.full(shape, 1.0 - config.norm_scale_offset, jnp.float32)
-    if leaf == "bias":
+    if leaf == "bias" or path.endswith("own_token/embedding"):
         return jnp.zeros(shape, jnp.float32)
     writes_residual = path.endswith(("attention/out/kernel", "mlp/down/kernel"))
     std = config.residual_initializer_range if writes_residual else None
@@ -212,6 +212,8 @@ class Embeddings(Part):
         width = c.hidden_size if first else c.embedding_size
         small = {"features": width, "axes": ("position", "embed"), **kw}
         self.token = Table(c, rows=c.padded_vocab_size, features=c.embedding_size, **kw)
+        if c.own_token_id is not None:
+            self.own_token = Table(c, rows=1, **small)
         if c.positions == "learned":
             self.position = Table(c, rows=c.max_positions + c.position_offset, **small)
         if c.type_vocab_size:
@@ -235,6 +237,8 @@ class Embeddings(Part):
         x = self.token(ids)
         if c.embedding_scale != 1.0:
             x = x * jnp.asarray(c.embedding_scale, self.dtype)
+        if c.own_token_id is not None:
+            x = jnp.where((ids == c.own_token_id)[..., None], self.own_token.embedding[0], x)
         x = project(x) if first else x
         if c.type_vocab_size:
             # Order of addition as in torch: token + type + position.
@@ -290,7 +294,7 @@ class Head(Part):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if c.head_transform or c.head_projection:
             shape = {"inputs": (c.hidden_size,), "outputs": (c.head_size,), "axes": ("embed", "norm")}
-            self.transform = Projection(c, bias=c.head_transform, **shape, **kw)
+            self.transform = Projection(c, bias=c.head_transform and c.head_transform_bias, **shape, **kw)
         if c.head_transform:
             self.norm = Norm(c, **kw)
         # The table has the shape of the token embedding, so that a tied head is an alias of it.

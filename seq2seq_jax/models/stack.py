@@ -83,7 +83,10 @@ class Show(NamedTuple):
 
 
 class Block(Part):
-    """Self-attention, cross-attention where the layer has it, MLP; norms before or after each, or both."""
+    """Self-attention, cross-attention where the layer has it, MLP; norms before or after each, or both.
+
+    With merged attention the first two are one, and the weights on the source are its last ones.
+    """
 
     settings: LayerSettings = LayerSettings()
     attention_impl: str = "xla"
@@ -96,23 +99,41 @@ class Block(Part):
             self.cross_attention = Attention(c, kv_size=c.cross_attention_size, cross=True, **attention)
         self.mlp = Mlp(c, **kw)
         for part in ("self_attention", *(("cross_attention",) if self.has_cross else ()), "mlp"):
-            if part != "self_attention" or self.settings.attention_norm:
+            if self._norm_before(part) == f"{part}_norm" or c.norm_position == "post":
                 setattr(self, f"{part}_norm", Norm(c, **kw))
-            if c.norm_position == "sandwich":
+            if c.norm_position in ("sandwich", "res_post"):
                 setattr(self, f"{part}_post_norm", Norm(c, **kw))
         self.drop = Dropout(c.dropout)
 
     @property
     def has_cross(self) -> bool:
+        return self.reads_source and not self.config.merged_attention
+
+    @property
+    def reads_source(self) -> bool:
         return self.config.cross_attention_size is not None and self.settings.cross_attention
+
+    @property
+    def merged(self) -> bool:
+        return self.reads_source and self.config.merged_attention
+
+    def _norm_before(self, part: str) -> str | None:
+        """The name of the norm in front of `part`, if there is any."""
+        c = self.config
+        if c.norm_position not in ("pre", "sandwich") or (
+            part == "self_attention" and not self.settings.attention_norm
+        ):
+            return None
+        return "self_attention_norm" if part == "mlp" and c.parallel_norm else f"{part}_norm"
 
     def _branch(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
         """What `part` adds to x; inner returns its output and its attention weights."""
-        position = self.config.norm_position
-        normed = position != "post" and (part != "self_attention" or self.settings.attention_norm)
-        y, weights = inner(getattr(self, f"{part}_norm")(x) if normed else x)
-        if position == "sandwich":
+        position, norm = self.config.norm_position, self._norm_before(part)
+        y, weights = inner(x if norm is None else getattr(self, norm)(x))
+        if position in ("sandwich", "res_post"):
             y = getattr(self, f"{part}_post_norm")(y)
+        if self.config.residual_scale != 1.0:
+            y = y * jnp.asarray(self.config.residual_scale, y.dtype)
         return self.drop(y, deterministic=not train), weights
 
     def _residual(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
@@ -132,8 +153,10 @@ class Block(Part):
         x = self._residual(x, "mlp", mlp, train)[0] if beside is None else x + beside
         return x, weights, cross_weights
 
-    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, *, train: bool = False, **options):
-        """keys_values: those to attend over, from new ones. options: of `attend`."""
+    def _self_attend(
+        self, y: jax.Array, keys_values: Any, context: Context, *, train: bool = False, mask=None, **options
+    ):
+        """keys_values: those to attend over, from new ones. mask: None is the layer's. options: of `attend`."""
         c, attention = self.config, self.self_attention
         rotary = self.settings.rotary
         rotation = None if rotary is None else context.rotations[c.rotaries.index(rotary)]
@@ -143,7 +166,7 @@ class Block(Part):
         return attention(
             y,
             keys_values(attention.keys_values(y, rotation)),
-            context.self_masks[c.windows.index(self.settings.window)],
+            context.self_masks[c.windows.index(self.settings.reach)] if mask is None else mask,
             train=train,
             rotation=rotation,
             bias=bias,
@@ -155,7 +178,11 @@ class Block(Part):
         options = {"train": show.train, "whole": show.train or show.attentions}
 
         def self_attend(y):
-            return self._self_attend(y, lambda new: new, context, **options)
+            if not self.merged:
+                return self._self_attend(y, lambda new: new, context, **options)
+            source = self._source_keys_values(context.encoder_states)
+            joined = lambda new: tuple(jnp.concatenate(both, axis=2) for both in zip(new, source))
+            return self._self_attend(y, joined, context, mask=self._joined_mask(y, context), **options)
 
         def cross_attend(y):
             keys_values = self.cross_attention.keys_values(context.encoder_states)
@@ -164,6 +191,9 @@ class Block(Part):
         new, weights, cross_weights = self._forward(
             x, self_attend, cross_attend if self.has_cross else None, show.train
         )
+        if self.merged and weights is not None:
+            length = x.shape[-1 if self.columns else 1]
+            weights, cross_weights = weights[..., :length], weights[..., length:]
         shown = LayerOutput(
             hidden=x if show.hidden_states else None,
             attention=weights if show.attentions else None,
@@ -171,11 +201,27 @@ class Block(Part):
         )
         return new, shown
 
+    def _source_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the cross-attention, or of the merged one, whose projections take columns where the decoder has them."""
+        if self.has_cross:
+            return self.cross_attention.keys_values(encoder_states)
+        return self.self_attention.keys_values(_as_columns(encoder_states) if self.columns else encoder_states)
+
+    def _joined_mask(self, y: jax.Array, context: Context) -> jax.Array | Segments | None:
+        """That of the merged attention, [batch, 1, queries, queries + source]."""
+        own, cross = context.self_masks[self.config.windows.index(self.settings.reach)], context.cross_mask
+        if isinstance(own, Segments):
+            return own  # a kernel that refuses
+        states = context.encoder_states
+        batch, queries = states.shape[0], y.shape[-1 if self.columns else 1]
+        full = lambda mask, keys: jnp.broadcast_to(True if mask is None else mask, (batch, 1, queries, keys))
+        return jnp.concatenate([full(own, queries), full(cross, states.shape[1])], axis=-1)
+
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Keys as `source_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
-        if not self.has_cross:
+        if not self.reads_source:
             return None
-        k, v = self.cross_attention.keys_values(encoder_states)
+        k, v = self._source_keys_values(encoder_states)
         return source_keys(k), v
 
     def decode(
@@ -189,14 +235,17 @@ class Block(Part):
             written = cache.write(layer, *new, beams)
             return written.keys[layer], written.values[layer]
 
+        source_mask = cache.cross_mask[:, None, None, :]
+        also = (*cache.cross[layer], source_mask) if self.merged else None
+
         def self_attend(y):
-            return self._self_attend(y, write, context, cached=True)
+            return self._self_attend(y, write, context, cached=True, also=also)
 
         def cross_attend(y):
-            return self.cross_attention(y, cache.cross[layer], cache.cross_mask[:, None, None, :], cached=True)
+            return self.cross_attention(y, cache.cross[layer], source_mask, cached=True)
 
-        x, _, weights = self._forward(x, self_attend, cross_attend if self.has_cross else None, False)
-        return x, weights, written
+        x, own, weights = self._forward(x, self_attend, cross_attend if self.has_cross else None, False)
+        return x, own[..., -cache.cross_mask.shape[1] :] if self.merged else weights, written
 
 
 class Repeat(Part):

@@ -11,6 +11,7 @@ from seq2seq_jax.config import Alias, EncoderDecoderConfig, nearest
 from seq2seq_jax.models.stack import scan_plan
 
 EMBEDDING = "embeddings/token/embedding"
+OWN_TOKEN = "embeddings/own_token/embedding"
 
 
 def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
@@ -20,6 +21,8 @@ def aliases(config: EncoderDecoderConfig) -> tuple[Alias, ...]:
         out.extend(tie)
     elif tie == "embeddings":
         out.append(Alias(f"encoder/{EMBEDDING}", f"decoder/{EMBEDDING}"))
+        if config.encoder.own_token_id is not None and config.decoder.own_token_id is not None:
+            out.append(Alias(f"encoder/{OWN_TOKEN}", f"decoder/{OWN_TOKEN}"))
     elif tie is True:
         _check_alike(config)
         bias = config.encoder.relative_bias

@@ -130,7 +130,7 @@ class Transformer(Part):
         distance = (index[:, None] - index[None, :])[None, None]
         if c.causal:
             self_mask = join(self_mask, distance >= 0)
-        return tuple(self_mask if w is None else join(self_mask, jnp.abs(distance) <= w) for w in c.windows)
+        return tuple(self_mask if w is None else join(self_mask, _within(distance, w)) for w in c.windows)
 
     def logits(self, states: jax.Array) -> jax.Array:
         return self.head(states)
@@ -167,13 +167,18 @@ class Transformer(Part):
             positions = ((jnp.cumsum(real, axis=2) + cache.index) * real - 1).reshape(batch, beams * count)
         x = self.embeddings(tokens.reshape(batch, beams * count), positions, None, train=False)
         keys = jnp.arange(cache.length * cache.num_beams) // cache.num_beams
-        masks = tuple(cache.visible(beams, count, window) for window in c.windows)
+        masks = tuple(cache.visible(beams, count, window and window[0]) for window in c.windows)
         x, weights, cache = self.layers.decode(x, cache, beams, self._context(positions, queries, keys, masks))
         if c.final_norm:
             x = self.final_norm(x)
         if weights is not None:
             weights = weights.reshape(batch, -1, beams, count, weights.shape[-1])
         return x.reshape(batch, beams, count, -1), weights, cache
+
+
+def _within(distance: jax.Array, window: tuple[int, int]) -> jax.Array:
+    """Whether a key at query - distance is in the window."""
+    return (distance <= window[0]) & (-distance <= window[1])
 
 
 def join(a: jax.Array | None, b: jax.Array) -> jax.Array:

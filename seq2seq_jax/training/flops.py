@@ -85,7 +85,12 @@ def _layer(
     ends = again and c.norm_position != "pre"
     crosses = c.cross_attention_size is not None and c.layer(i).cross_attention
     blocks = [("self_attention", length, c.hidden_size)]
-    blocks += [("cross_attention", source, c.cross_attention_size)] if crosses else []
+    if crosses and c.merged_attention:
+        for name in ("key", "value"):
+            yield Product(f"{path}/self_attention/{name}/kernel", 2.0 * rows * source * c.hidden_size * keys, again)
+        yield Product(f"{path}/self_attention", 4.0 * rows * length * source * queries, again, attention=True)
+    elif crosses:
+        blocks += [("cross_attention", source, c.cross_attention_size)]
     for block, seen, width in blocks:
         for name, tokens, size in (
             ("query", length, c.hidden_size * queries),

@@ -96,11 +96,11 @@ def _whole_sides(hf: Mapping[str, Any]) -> tuple[TransformerConfig, TransformerC
             f"model_type {hf['model_type']!r} is one side, not an encoder-decoder pair; to join it with another"
             f" checkpoint, use from_encoder_decoder_pretrained (whole models are: {known})"
         )
-    parts = {role: hf[role] if family.whole.nested else hf for role in registry.ROLES}
+    parts = {role: _section(hf, role) for role in registry.ROLES}
     encoder = registry.from_hf(parts["encoder"], "encoder", whole=True)
     width = encoder.hidden_size
     decoder = registry.from_hf(parts["decoder"], "decoder", cross_attention_size=width, whole=True)
-    shared = family.whole.shared is not None and hf.get("share_encoder_decoder_embeddings", True)
+    shared = family.whole.shared and hf.get(family.whole.shared_by, True)
     return encoder, decoder, "embeddings" if shared else False
 
 
@@ -129,10 +129,12 @@ def _whole_to_hf(config: EncoderDecoderConfig, out: dict[str, Any]) -> dict[str,
     whole = registry.family_of(out).whole
     out["architectures"] = [whole.architectures[config.model_type]]
     for role, side in sides(config):
-        section = out[role] if whole.nested else out
+        section = out[role].get("text_config", out[role]) if whole.nested else out
         name = "decoder_vocab_size" if role == "decoder" and "decoder_vocab_size" in out else "vocab_size"
         if section.get(name, side.vocab_size) != side.vocab_size:
             section[name] = side.vocab_size
+    if whole.nested and "vocab_size" in out:
+        out["vocab_size"] = config.decoder.vocab_size
     return out
 
 
@@ -160,8 +162,11 @@ def pair_tokens(
 ) -> dict[str, Any]:
     """Token ids of a fine-tuned pair, as fields of its config; ids outside the vocabulary are left out and noted."""
     eos = generation.eos_token_id
+    start = None
+    if not config.is_pair and "decoder" in hf:  # T5Gemma's classes
+        start = hf["decoder"].get("bos_token_id")
     found = {
-        "decoder_start_token_id": _first(hf.get("decoder_start_token_id"), generation.decoder_start_token_id),
+        "decoder_start_token_id": _first(hf.get("decoder_start_token_id"), generation.decoder_start_token_id, start),
         "pad_token_id": _first(hf.get("pad_token_id"), generation.pad_token_id),
         "eos_token_ids": () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
     }
@@ -257,7 +262,7 @@ def split_overrides(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _section(hf: Mapping[str, Any], role: str) -> dict[str, Any]:
     """A side's part of config.json: a section of it in models that have one (T5Gemma)."""
     whole = registry.family_of(hf).whole
-    return dict(hf[role]) if whole is not None and whole.nested and role in hf else dict(hf)
+    return dict(whole.nested(hf, role)) if whole is not None and whole.nested and role in hf else dict(hf)
 
 
 def side_from_hf(hf: Mapping[str, Any], role: str) -> TransformerConfig:

@@ -77,8 +77,8 @@ class Side:
                 if self.whole:
                     prefixes = (family.whole.prefixes[self.role], *prefixes)
                 names = (*(p + base for p in (("",) if each.head else prefixes)), *each.also)
-                if self.whole and each.flax == (ties.EMBEDDING,) and family.whole.shared in each.also:
-                    names = (family.whole.shared, *names)
+                if self.whole:
+                    names = (*(n for n in family.whole.shared if n in each.also), *names)
                 for part, path in enumerate(each.flax):
                     path = path.replace("layers/{layer}", f"layers/layers_{layer}")
                     out[f"{self.role}/{path}"] = Piece(tuple(self.outer + n for n in names), each, part)

@@ -332,11 +332,11 @@ def save_decoder(
     Cross-attention is written only where that class has it.
 
     Raises:
-      ValueError: if torch has no such class: half of a sequence-to-sequence model, or T5's decoder.
+      ValueError: if torch has no such class: half of a sequence-to-sequence model, or the decoder of T5 or T5Gemma 2.
     """
     side = pretrained.config.decoder
     family = registry.FAMILIES[side.family]
-    if not pretrained.config.is_pair or family.head_by_file:
+    if not pretrained.config.is_pair or family.head_by_file or side.merged_attention:
         raise ValueError(
             f"torch has no causal language model of {side.family}'s decoder alone; write the whole with save_pretrained"
         )

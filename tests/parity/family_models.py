@@ -37,6 +37,9 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
 }
+GEMMA3_LOCAL = {**LOCAL, "rope_parameters": GEMMA3_ROPE}
+VISION = {"model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "image_size": 8, "patch_size": 4}  # fmt: skip
 DEBERTA = {**SIZES, "relative_attention": True, "position_biased_input": False, "type_vocab_size": 0}
 GPT2 = {
     "vocab_size": 37,
@@ -53,6 +56,8 @@ OPT = {**{k: v for k, v in SIZES.items() if k != "intermediate_size"}, "ffn_dim"
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
+ETTIN = {**SIZES, "num_hidden_layers": 5, "local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.1, 1.3], "long_factor": [2.0, 5.0]}
 CASES: dict[str, tuple[str, dict]] = {
     "bert": ("bert", SIZES),
     "ernie": ("ernie", {**SIZES, "use_task_id": True}),
@@ -82,6 +87,10 @@ CASES: dict[str, tuple[str, dict]] = {
                                   "norm_rel_ebd": "layer_norm"}),
     "modernbert": ("modernbert", {**SIZES, "num_hidden_layers": 5, "local_attention": 4, "cls_token_id": 1,
                                   "sep_token_id": 2}),
+    "modernbert-decoder": ("modernbert-decoder", ETTIN),
+    "modernbert-decoder, biases": ("modernbert-decoder", {
+        **ETTIN, "norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True,
+        "classifier_activation": "silu", "decoder_bias": False, "tie_word_embeddings": False}),
     "nomic_bert": ("nomic_bert", SIZES),
     "eurobert": ("eurobert", {**GROUPED, "mask_token_id": 3}),
     "longformer": ("longformer", {**SIZES, "attention_window": [4, 8]}),
@@ -107,6 +116,9 @@ CASES: dict[str, tuple[str, dict]] = {
     "umt5": ("umt5", GATED),
     "opt": ("opt", OPT),
     "opt, narrow and post-norm": ("opt", {**OPT, "word_embed_proj_dim": 12, "do_layer_norm_before": False}),
+    "gpt_neo": ("gpt_neo", {"vocab_size": 37, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "window_size": 3,
+                            "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 24, **TOKENS}),
+    "gptj": ("gptj", {**GPT2, "rotary_dim": 2, "pad_token_id": 0}),
     "gpt_neox": ("gpt_neox", SIZES),
     "gpt_neox, in sequence": ("gpt_neox", {**SIZES, "use_parallel_residual": False}),
     "llama": ("llama", GROUPED),
@@ -115,25 +127,37 @@ CASES: dict[str, tuple[str, dict]] = {
     "smollm3": ("smollm3", GROUPED | {"no_rope_layers": [1, 0]}),
     "qwen2": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
     "qwen3": ("qwen3", {**WIDE, "rope_parameters": YARN}),
+    "phi3": ("phi3", {**GROUPED, "sliding_window": 3, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
+    "phi3, longrope": ("phi3", {**GROUPED, "rope_parameters": LONGROPE, "original_max_position_embeddings": 12}),
+    "olmo2": ("olmo2", GROUPED),
+    "granite": ("granite", {**GROUPED, "embedding_multiplier": 3.0, "attention_multiplier": 0.3,
+                            "residual_multiplier": 0.4, "logits_scaling": 2.5}),
     "gemma": ("gemma", WIDE),
     "gemma2": ("gemma2", LOCAL),
     "gemma3": ("gemma3_text", {**LOCAL, "rope_parameters": GEMMA3_ROPE}),
     "gemma3, bidirectional": ("gemma3_text", {**LOCAL, "rope_parameters": GEMMA3_ROPE, "sliding_window": 4,
                                               "use_bidirectional_attention": True}),
     "t5gemma": ("t5gemma", {"encoder": LOCAL, "decoder": {**LOCAL, "hidden_size": 16}, "vocab_size": 37}),
+    "t5gemma2": ("t5gemma2", {"encoder": {"text_config": {**GEMMA3_LOCAL, "sliding_window": 4},
+                                          "vision_config": VISION, "mm_tokens_per_image": 4, "eoi_token_index": 7},
+                              "decoder": GEMMA3_LOCAL}),
 }  # fmt: skip
-ENCODERS = [name for name, (kind, _) in CASES.items() if kind not in ("trocr", "t5gemma") and "narrow" not in name]
+NO_ENCODERS = ("trocr", "t5gemma", "t5gemma2")
+ENCODERS = [name for name, (kind, _) in CASES.items() if kind not in NO_ENCODERS and "narrow" not in name]
 NATIVE = ["bert", "ernie", "bert-generation", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm",
           "xlm-roberta-xl", "data2vec-text", "electra", "electra, equal widths", "rembert", "roformer",
           "roformer, values", "gpt2", "gpt-sw3", "bart", "mbart", "mvp", "plbart", "marian", "pegasus", "blenderbot",
           "blenderbot-small", "trocr", "xglm"]  # fmt: skip
 # Decoders whose cross-attention torch lacks, or that fail in it.
-REFERENCED = ["t5", "t5, gated", "mt5", "umt5", "opt", "opt, narrow and post-norm", "gpt_neox", "gpt_neox, in sequence",
-              "llama", "llama 3", "mistral", "smollm3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]  # fmt: skip
+REFERENCED = ["t5", "t5, gated", "mt5", "umt5", "opt", "opt, narrow and post-norm", "gpt_neo", "gptj", "gpt_neox",
+              "gpt_neox, in sequence", "modernbert-decoder", "modernbert-decoder, biases", "llama", "llama 3",
+              "mistral", "smollm3", "qwen2", "qwen3", "phi3", "phi3, longrope", "olmo2", "granite", "gemma", "gemma2",
+              "gemma3"]  # fmt: skip
 FORMULA = ["megatron-bert", "big_bird", "gpt_bigcode", "gpt_bigcode, all heads"]
 DECODERS = [*NATIVE, *REFERENCED, *FORMULA]
 WHOLE = ["bart", "mbart", "mvp", "plbart", "marian", "pegasus", "blenderbot", "blenderbot-small", "t5", "t5, gated",
-         "mt5", "umt5", "t5gemma"]  # fmt: skip
+         "mt5", "umt5", "t5gemma", "t5gemma2"]  # fmt: skip
 
 
 def config_of(name: str, **changes):
@@ -205,6 +229,10 @@ def as_filed(tensors: dict, encoder_type: str, decoder_type: str, *, concatenate
     return moved
 
 
+GPTS = ("gptj", "gpt_neo")
+ATTENTIONS = {"gpt_neox": "attention", "modernbert-decoder": "attn", "gptj": "attn", "gpt_neo": "attn"}
+
+
 class Cross(nn.Module):
     """T5Gemma's cross-attention block for a causal LM: norm, attention without positions, norm behind in sandwiches."""
 
@@ -220,21 +248,32 @@ class Cross(nn.Module):
         self.q_proj = nn.Linear(c.hidden_size, self.heads * self.dim, bias=bias)
         self.k_proj = nn.Linear(width, self.kv_heads * self.dim, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * self.dim, bias=bias)
-        out = "out_proj" if kind == "opt" else "o_proj"
-        setattr(self, out, nn.Linear(self.heads * self.dim, c.hidden_size, bias=bias and kind != "qwen2"))
+        out = {"opt": "out_proj", "modernbert-decoder": "Wo", "gptj": "out_proj", "gpt_neo": "out_proj"}.get(
+            kind, "o_proj"
+        )
+        out_bias = kind == "gpt_neo" or (bias and kind != "qwen2")
+        setattr(self, out, nn.Linear(self.heads * self.dim, c.hidden_size, bias=out_bias))
         self.out = [getattr(self, out)]
         if kind in ("qwen3", "gemma3_text"):
             norm = type(lm.model.norm)
             self.q_norm, self.k_norm = norm(self.dim, eps=c.rms_norm_eps), norm(self.dim, eps=c.rms_norm_eps)
+        if kind == "olmo2":
+            norm, dims = type(lm.model.norm), (self.heads * self.dim, self.kv_heads * self.dim)
+            self.q_norm, self.k_norm = (norm(dim, eps=c.rms_norm_eps) for dim in dims)
+        self.whole = kind == "olmo2"
         scalar = getattr(c, "query_pre_attn_scalar", None)
-        self.scale = (scalar or self.dim) ** -0.5
+        self.scale = getattr(c, "attention_multiplier", None) or (scalar or self.dim) ** -0.5
+        if kind == "gpt_neo":
+            self.scale = 1.0
         self.cap = getattr(c, "attn_logit_softcapping", None)
 
     def forward(self, x, states, mask):
         split = lambda t, heads: t.view(*t.shape[:2], heads, self.dim)
-        q, k = split(self.q_proj(x), self.heads), split(self.k_proj(states), self.kv_heads)
-        v = split(self.v_proj(states), self.kv_heads)
-        if hasattr(self, "q_norm"):
+        q, k = self.q_proj(x), self.k_proj(states)
+        if self.whole:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = split(q, self.heads), split(k, self.kv_heads), split(self.v_proj(states), self.kv_heads)
+        if hasattr(self, "q_norm") and not self.whole:
             q, k = self.q_norm(q), self.k_norm(k)
         k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=2) for t in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * self.scale
@@ -268,18 +307,28 @@ class Reference(nn.Module):
 
     def layers(self):
         base = self.decoder.base_model
-        return base.decoder.layers if self.kind == "opt" else base.layers
+        return base.decoder.layers if self.kind == "opt" else base.h if self.kind in GPTS else base.layers
 
     def insert(self, layer, width):
         c, sandwich = self.decoder.config, hasattr(layer, "post_feedforward_layernorm")
-        opt, post = self.kind == "opt", self.kind == "opt" and not self.decoder.config.do_layer_norm_before
+        post = self.kind == "opt" and not self.decoder.config.do_layer_norm_before
         cross = Cross(self.decoder, width)
-        like = layer.self_attn_layer_norm if opt else layer.input_layernorm
-        make = lambda: type(like)(width, eps=getattr(c, "rms_norm_eps", None) or getattr(c, "layer_norm_eps", 1e-5))
-        norm, after = make(), make() if sandwich else None
-        names = ("encoder_attn", "encoder_attn_layer_norm") if opt else ("cross_attn", "pre_cross_attn_layernorm")
+        modern, olmo = self.kind == "modernbert-decoder", self.kind == "olmo2"
+        like = getattr(layer, {"opt": "self_attn_layer_norm", "modernbert-decoder": "mlp_norm",
+                               "olmo2": "post_attention_layernorm", "gptj": "ln_1",
+                               "gpt_neo": "ln_1"}.get(self.kind, "input_layernorm"))  # fmt: skip
+        options = {"eps": getattr(c, "rms_norm_eps", None) or getattr(c, "layer_norm_eps", 1e-5)}
+        if modern:
+            options["bias"] = c.norm_bias
+        make = lambda: type(like)(width, **options)
+        norm, after = nn.Identity() if olmo else make(), make() if sandwich else None
+        names = {"opt": ("encoder_attn", "encoder_attn_layer_norm"),
+                 "modernbert-decoder": ("cross_attn", "cross_attn_norm"),
+                 "gptj": ("cross_attn", "ln_cross_attn"), "gpt_neo": ("cross_attn", "ln_cross_attn")}  # fmt: skip
+        names = names.get(self.kind, ("cross_attn", "pre_cross_attn_layernorm"))
         setattr(layer, names[0], cross)
         setattr(layer, names[1], norm)
+        factor = getattr(c, "residual_multiplier", 1.0)
         if sandwich:
             layer.post_cross_attn_layernorm = after
         held = {}
@@ -296,11 +345,11 @@ class Reference(nn.Module):
             if post:
                 return block(output)
             y = output[0] if isinstance(output, tuple) else output
-            y = y + block(held["x"] + y)
+            y = y + block(held["x"] + factor * y)
             return (y, *output[1:]) if isinstance(output, tuple) else y
 
         layer.register_forward_pre_hook(keep, with_kwargs=True)
-        attention = layer.attention if self.kind == "gpt_neox" else layer.self_attn
+        attention = getattr(layer, ATTENTIONS.get(self.kind, "self_attn"))
         if post:
             attention = layer.self_attn_layer_norm
         elif sandwich:

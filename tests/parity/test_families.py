@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 import family_models as models  # noqa: E402
 import ladder  # noqa: E402
 import torch_models  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
 
 from seq2seq_jax.families import registry as families  # noqa: E402
@@ -33,8 +33,8 @@ QUICK_ENCODERS = {"electra", "albert, groups", "mpnet", "deberta", "deberta-v3",
                   "longformer", "marian", "t5, gated", "roformer"}  # fmt: skip
 QUICK_DECODERS = {"roberta", "xglm", "gpt_bigcode", "blenderbot-small", "umt5", "opt, narrow and post-norm", "gpt_neox",
                   "qwen2", "gemma3"}  # fmt: skip
-QUICK_PAIRS = {("modernbert", "gpt2"), ("bert", "t5, gated")}
-QUICK_WHOLE = {"mbart", "t5gemma"}
+QUICK_PAIRS = {("modernbert", "modernbert-decoder"), ("bert", "t5, gated")}
+QUICK_WHOLE = {"mbart", "t5gemma", "t5gemma2"}
 VOCABULARIES = (37, 37)
 
 
@@ -153,6 +153,30 @@ PAIRS += [(e, d) for d in models.DECODERS if d not in models.FORMULA for e in ("
 PAIRS = list(dict.fromkeys(PAIRS))
 
 
+@pytest.mark.parametrize("name", ["gemma3, bidirectional", "qwen3"])
+def test_embedding_model_alone(name, small_decoder, tmp_path):
+    """EmbeddingGemma and Qwen3-Embedding by sentence-transformers: a bare model, other parts in folders."""
+    half, whole = models.encoder(name)
+    whole.save_pretrained(tmp_path)
+    assert "embed_tokens.weight" in load_file(tmp_path / "model.safetensors")
+    for folder in ("1_Pooling", "2_Dense"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text('{"in_features": 16, "out_features": 8}')
+    save_file({"linear.weight": np.ones((8, 16), np.float32)}, tmp_path / "2_Dense" / "model.safetensors")
+    (tmp_path / "modules.json").write_text(
+        '[{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]'
+    )
+    batch = ladder.random_batch(VOCABULARIES, source=9)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        theirs = half(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    pair = from_encoder_decoder_pretrained(tmp_path, small_decoder)
+    ours = np.asarray(pair.model.apply({"params": pair.params}, ids, mask, method="encode"))
+    ladder.close(ours[mask == 1], theirs[mask == 1], 1e-5, "hidden states")
+    assert pair.config.encoder.causal == (name == "qwen3")
+    assert {entry.status for entry in pair.report.entries if entry.side == "encoder"} == {"copied"}
+
+
 @pytest.mark.parametrize("names", spread(PAIRS, QUICK_PAIRS), ids="-".join)
 def test_pair(names, tmp_path):
     encoder, decoder = names
@@ -193,12 +217,15 @@ def test_whole_model(name, tmp_path):
     if hasattr(model, "final_logits_bias"):
         model.final_logits_bias.copy_(torch.randn(1, 37, generator=torch.Generator().manual_seed(1)))
     for field, value in (("decoder_start_token_id", 1), ("pad_token_id", 0), ("eos_token_id", 2)):
+        if field == "decoder_start_token_id" and "t5gemma" in name:
+            continue  # its first token is the decoder's bos_token_id
         setattr(model.config, field, value)
         setattr(model.generation_config, field, value)
     model.generation_config.forced_eos_token_id = None
     model.save_pretrained(tmp_path)
     pair = from_pretrained(tmp_path)
     results = torch_models.results(model, ladder.random_batch(VOCABULARIES))
+    results = {name.replace(".text_model.", "."): value for name, value in results.items()}  # as T5Gemma 2's files are
     ladder.check_forward(pair, results)
     ladder.check_gradients(pair, results)
     ladder.check_tokens(pair, results)
@@ -214,7 +241,26 @@ def test_whole_model(name, tmp_path):
     ladder.close(logits.numpy(), results["logits"], 2e-6, "reloaded logits")
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gpt2"])
+@pytest.mark.slow
+def test_both_halves_of_t5gemma2(tmp_path):
+    """As encoder and decoder of a new pair they are the whole model; its eyes are in the pair's file still."""
+    torch.manual_seed(0)
+    models.ready(AutoModelForSeq2SeqLM.from_config(models.config_of("t5gemma2")), 0).save_pretrained(tmp_path)
+    whole, pair = from_pretrained(tmp_path), from_encoder_decoder_pretrained(tmp_path, tmp_path)
+    batch = ladder.random_batch(VOCABULARIES)
+    batch = {"decoder_input_ids": batch["input_ids"], **{k: batch[k] for k in ("input_ids", "attention_mask")}}
+    expected, found = (p.model.apply({"params": p.params}, **batch).logits for p in (whole, pair))
+    ladder.close(found, expected, 1e-5, "logits")
+    save_pretrained(tmp_path / "pair", pair)
+    again = from_pretrained(tmp_path / "pair")
+    ladder.close(again.model.apply({"params": again.params}, **batch).logits, expected, 1e-5, "logits")
+    assert again.aside.keys() == pair.aside.keys() and any("vision_tower" in n for n in pair.aside)
+
+
+BARE = ["modernbert-decoder", "phi3", "olmo2", "granite", "gptj", "gpt_neo"]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in BARE)])
 def test_bare_decoder_returns_to_its_class(name, small_encoder, tmp_path):
     """Trained or not, the decoder alone is torch's causal LM again."""
     lm = models.decoder(name)
@@ -237,13 +283,13 @@ def test_defaults_are_the_torch_class_s(model_type):
     if model_type == "gpt-sw3":
         return  # torch's config class calls itself gpt2
     config = models.CONFIG_MAPPING[model_type]().to_dict()
-    config = config["decoder"] if model_type == "t5gemma" else config
+    config = config["decoder"] if model_type in ("t5gemma", "t5gemma2") else config
     for name, value in families.BY_MODEL_TYPE[model_type].defaults[model_type].items():
         theirs = config.get(name)
         if name in ("num_key_value_heads", "decoder_vocab_size") and value is None:
             continue  # as many as there are heads
         if name not in config and name in ("scale_attn_by_inverse_layer_idx", "share_att_key", "norm_rel_ebd",
-                                           "position_buckets", "dropout_rate"):  # fmt: skip
+                                           "position_buckets", "dropout_rate", "eoi_token_index"):  # fmt: skip
             continue  # the class that reads it has this default, or sets it
         assert theirs == value, (name, theirs, value)
 
