@@ -36,6 +36,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "albert.")},
     ignored=(r"embeddings\.position_ids",),
-    aside=BERT_POOLER,
-    other_part={"encoder": (r"(predictions|sop_classifier)\..*",)},
+    aside={"encoder": BERT_POOLER},
 )

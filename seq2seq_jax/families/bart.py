@@ -125,11 +125,7 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
     # Sinusoidal positions are computed, not read.
-    aside=(r"embed_positions\.weight",),
-    other_part={
-        "encoder": (r"(model\.)?decoder\..*", r"lm_head\.weight", r"final_logits_bias"),
-        "decoder": (r"(model\.)?encoder\..*", r"final_logits_bias"),
-    },
+    aside={role: (r"embed_positions\.weight",) for role in ("encoder", "decoder")},
     renamed={"hidden_size": "d_model", "encoder": sizes("encoder"), "decoder": sizes("decoder")},
     whole=Whole(
         architectures={**{t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()}, "marian": "MarianMTModel"},

@@ -34,6 +34,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "bert."), "decoder": ("bert.", "")},
     ignored=BERT_IGNORED,
-    aside=BERT_POOLER,
-    other_part={"encoder": (r"cls\.predictions\..*",), "decoder": (r"(bert\.)?pooler\..*",)},
+    aside={"encoder": BERT_POOLER},
 )

@@ -38,5 +38,4 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "bert."), "decoder": ("bert.", "")},
     ignored=BERT_IGNORED,
-    other_part={"encoder": (r"lm_head\..*",)},
 )

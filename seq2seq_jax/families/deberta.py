@@ -84,5 +84,4 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "deberta.")},
     ignored=BERT_IGNORED,
-    other_part={"encoder": (r"(cls|lm_predictions|mask_predictions|pooler|classifier)\..*",)},
 )

@@ -43,7 +43,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "distilbert.")},
     ignored=(r"embeddings\.position_ids",),
-    other_part={"encoder": (r"vocab_(transform|layer_norm|projector)\..*", r"(pre_)?classifier\..*")},
     renamed={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

@@ -39,8 +39,4 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "electra."), "decoder": ("electra.", "")},
     ignored=BERT_IGNORED,
-    other_part={
-        "encoder": (r"(generator|discriminator)_(predictions|lm_head)\..*",),
-        "decoder": (r"discriminator_predictions\..*",),
-    },
 )

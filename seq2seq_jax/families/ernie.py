@@ -16,5 +16,4 @@ FAMILY = replace(
     defaults={"ernie": {**BERT_DEFAULTS, "task_type_vocab_size": 3, "use_task_id": False}},
     from_hf=from_hf,
     prefixes={"encoder": ("", "ernie."), "decoder": ("ernie.", "")},
-    other_part={"encoder": (r"cls\.predictions\..*",), "decoder": (r"(ernie\.)?pooler\..*",)},
 )

@@ -17,5 +17,4 @@ FAMILY = replace(
     defaults={"eurobert": {**SIZES, "rms_norm_eps": 1e-5}},
     from_hf=from_hf,
     prefixes={"encoder": ("", "model.")},
-    other_part={"encoder": (r"(lm_head|classifier|dense)\..*",)},
 )

@@ -105,7 +105,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "transformer."), "decoder": ("transformer.", "")},
     ignored=(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)",),
-    other_part={"encoder": (r"lm_head\.weight",)},
     renamed={
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",

@@ -74,7 +74,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "transformer."), "decoder": ("transformer.", "")},
     ignored=(r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
-    other_part={"encoder": (r"lm_head\.weight",)},
     renamed={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     torch_cross=False,
 )

@@ -70,6 +70,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "gpt_neox."), "decoder": ("gpt_neox.", "")},
     ignored=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-    other_part={"encoder": (r"(embed_out|lm_head)\.weight",)},
     torch_cross=False,
 )

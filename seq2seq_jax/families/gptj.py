@@ -56,6 +56,5 @@ FAMILY = replace(
     defaults={"gptj": {**SIZES, **MORE, **RATES, **TOKENS}},
     from_hf=from_hf,
     rules=rules,
-    other_part={"encoder": (r"lm_head\.(weight|bias)",)},
     torch_cross=False,
 )

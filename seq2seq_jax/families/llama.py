@@ -106,6 +106,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "model."), "decoder": ("model.", "")},
     ignored=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"rotary_emb\.inv_freq"),
-    other_part={"encoder": (r"lm_head\.weight",)},
     torch_cross=False,
 )

@@ -18,11 +18,12 @@ def from_hf(hf, role):
     return {**roberta.from_hf(hf, role), "layer_pattern": tuple(LayerSettings(window=w // 2) for w in windows)}
 
 
+GLOBAL = r"encoder\.layer\.\d+\.attention\.self\.(query|key|value)_global\.(weight|bias)"
 FAMILY = replace(
     roberta.FAMILY,
     name="longformer",
     defaults={"longformer": {**roberta.DEFAULTS, "attention_window": 512}},
     from_hf=from_hf,
     prefixes={"encoder": ("", "longformer.")},
-    aside=(*BERT_POOLER, r"encoder\.layer\.\d+\.attention\.self\.(query|key|value)_global\.(weight|bias)"),
+    aside={"encoder": (*BERT_POOLER, GLOBAL)},
 )

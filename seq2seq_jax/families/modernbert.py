@@ -79,5 +79,4 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "model.")},
-    other_part={"encoder": (r"(head|decoder|classifier)\..*",)},
 )

@@ -47,6 +47,5 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "model."), "decoder": ("model.", "")},
-    other_part={"encoder": (r"(lm_head|decoder|head|classifier)\..*",), "decoder": (r"(head|classifier)\..*",)},
     torch_cross=False,
 )

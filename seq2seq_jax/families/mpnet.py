@@ -37,6 +37,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "mpnet.")},
     ignored=(r"embeddings\.position_ids",),
-    aside=BERT_POOLER,
-    other_part={"encoder": (r"lm_head\..*",)},
+    aside={"encoder": BERT_POOLER},
 )

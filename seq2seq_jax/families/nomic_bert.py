@@ -39,5 +39,4 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "nomic_bert.")},
-    other_part={"encoder": (r"(cls|classifier)\..*",)},
 )

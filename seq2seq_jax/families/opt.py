@@ -72,7 +72,6 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("decoder.", "model.decoder."), "decoder": ("model.decoder.", "decoder.")},
-    other_part={"encoder": (r"lm_head\.weight",)},
     renamed={"intermediate_size": "ffn_dim"},
     torch_cross=False,
 )

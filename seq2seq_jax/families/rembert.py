@@ -41,6 +41,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "rembert."), "decoder": ("rembert.", "")},
     ignored=BERT_IGNORED,
-    aside=BERT_POOLER,
-    other_part={"encoder": (r"cls\.predictions\..*",), "decoder": (r"(rembert\.)?pooler\..*",)},
+    aside={"encoder": BERT_POOLER},
 )

@@ -50,7 +50,6 @@ def rules(config):
 
 def family(name, defaults, prefix="roberta.", layers=rules, read=from_hf):
     """A family of RoBERTa's kind, whose base model's names begin with `prefix`."""
-    pooler = rf"({prefix[:-1]}\.)?pooler\..*"
     return Family(
         name=name,
         defaults=defaults,
@@ -58,8 +57,7 @@ def family(name, defaults, prefix="roberta.", layers=rules, read=from_hf):
         rules=layers,
         prefixes={"encoder": ("", prefix), "decoder": (prefix, "")},
         ignored=BERT_IGNORED,
-        aside=BERT_POOLER,
-        other_part={"encoder": (r"lm_head\..*",), "decoder": (pooler,)},
+        aside={"encoder": BERT_POOLER},
     )
 
 

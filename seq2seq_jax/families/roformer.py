@@ -33,6 +33,7 @@ def rules(config):
     return [*table, *bert_layer_rules(config), *(bert_head_rules(config) if config.head else [])]
 
 
+SINES = r"encoder\.embed_positions\.weight"  # computed, not read
 SIZES = {"vocab_size": 50000, "embedding_size": 768, "max_position_embeddings": 1536, "rotary_value": False}
 FAMILY = Family(
     name="roformer",
@@ -41,6 +42,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "roformer."), "decoder": ("roformer.", "")},
     ignored=BERT_IGNORED,
-    aside=(*BERT_POOLER, r"encoder\.embed_positions\.weight"),
-    other_part={"encoder": (r"cls\.predictions\..*",), "decoder": (r"(roformer\.)?pooler\..*",)},
+    aside={"encoder": (*BERT_POOLER, SINES), "decoder": (SINES,)},
 )

@@ -165,8 +165,8 @@ class Family:
       rules: config -> the table of names.
       prefixes: role -> prefixes of the base model's names; the first is what a pair's file has. Roles that are missing
         are not supported.
-      ignored, aside: patterns (after the prefix) of tensors that nobody needs, and that nobody reads but export keeps.
-      other_part: role -> patterns (whole names) of what belongs to another part of the checkpoint.
+      aside: role -> patterns (after the prefix) of tensors that nobody reads but export keeps.
+      ignored: patterns of tensors that nobody needs. What has not the prefix is of another part of the checkpoint.
       renamed: other names of config fields, such as torch's common ones; by role where the roles differ.
       torch_cross: whether the torch class, as a decoder, has cross-attention.
       head_by_file: the head is its own where a file has one that differs, whatever config.json says (T5).
@@ -179,8 +179,7 @@ class Family:
     rules: Callable[[TransformerConfig], list[Rule]]
     prefixes: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ()
-    aside: tuple[str, ...] = ()
-    other_part: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     renamed: Mapping[str, Any] = field(default_factory=dict)
     torch_cross: bool = True
     head_by_file: bool = False

@@ -44,8 +44,8 @@ BERT_DEFAULTS = {
     "pad_token_id": 0,
     "tie_word_embeddings": True,
 }
-BERT_IGNORED = (r"embeddings\.position_ids", r"embeddings\.token_type_ids", r"cls\.seq_relationship\..*")
 BERT_POOLER = (r"pooler\.(dense\.)?(weight|bias)",)
+BERT_IGNORED = (r"embeddings\.position_ids", r"embeddings\.token_type_ids", *BERT_POOLER)
 
 
 def take(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[str, Any]:

@@ -89,7 +89,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("encoder.", ""), "decoder": ("decoder.",)},
     ignored=(r"block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
-    other_part={"encoder": (r"decoder\..*", r"lm_head\.weight"), "decoder": (r"encoder\..*",)},
     renamed={
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",

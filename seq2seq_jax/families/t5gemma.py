@@ -30,10 +30,6 @@ FAMILY = replace(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
-    other_part={
-        "encoder": (r"model\.decoder\..*", r"lm_head\..*"),
-        "decoder": (r"model\.encoder\..*",),
-    },
     whole=Whole(
         architectures={"t5gemma": "T5GemmaForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},

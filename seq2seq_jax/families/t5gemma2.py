@@ -53,11 +53,7 @@ FAMILY = replace(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": (*ENCODER, "encoder.", "encoder.text_model."), "decoder": ("model.decoder.", "decoder.")},
-    other_part={
-        "encoder": (r"model\.decoder\..*", r"lm_head\..*"),
-        "decoder": (r"model\.encoder\..*",),
-    },
-    aside=(VISION,),
+    aside={"encoder": (VISION,)},
     whole=Whole(
         architectures={"t5gemma2": "T5Gemma2ForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},

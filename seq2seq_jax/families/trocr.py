@@ -26,7 +26,6 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"decoder": ("model.decoder.", "decoder.")},
-    other_part={"decoder": (r"(model\.)?encoder\..*",)},
     renamed={
         "hidden_size": "d_model",
         "num_attention_heads": "decoder_attention_heads",

@@ -47,7 +47,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "model."), "decoder": ("model.", "")},
     ignored=(r"embed_positions\.weights",),
-    other_part={"encoder": (r"lm_head\.weight",)},
     renamed={
         "hidden_size": "d_model",
         "num_attention_heads": "attention_heads",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from seq2seq_jax.weights.soundness import unfit_dtype
+from seq2seq_jax.weights.state_dicts import flat_tensors, modern_names
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -76,24 +80,19 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def modern_name(name: str) -> str:
-    """Old checkpoints say gamma and beta where new ones say weight and bias."""
-    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-
-
 class Checkpoint:
-    """The tensors of a directory, by their modern names, read one at a time.
+    """The tensors of a directory, by their modern names (`state_dicts.modern_name`), read one at a time.
 
     Reads safetensors (one file, or shards with an index), else `.bin` files through torch (weights_only).
+
+    Args:
+      note: is given a line about each thing that is left out.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self._where: dict[str, tuple[Path, str]] = {}
+    def __init__(self, directory: Path, note: Callable[[str], None] = lambda text: None):
+        self.directory, self._note = directory, note
         self._open: dict[Path, Any] = {}
-        for file in self._files():
-            for name in self._names(file):
-                self._where[modern_name(name)] = (file, name)
+        self._where = modern_names({name: file for file in self._files() for name in self._handle(file).names()}, note)
 
     def _files(self) -> list[Path]:
         for single, index in (SAFETENSORS, TORCH):
@@ -112,14 +111,9 @@ class Checkpoint:
 
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
-            if file.suffix == ".safetensors":
-                self._open[file] = SafetensorsFile(file)
-            else:
-                self._open[file] = _torch_load(file)
+            safe = file.suffix == ".safetensors"
+            self._open[file] = SafetensorsFile(file) if safe else TorchFile(file, self._note)
         return self._open[file]
-
-    def _names(self, file: Path) -> list[str]:
-        return list(self._handle(file).keys())
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -130,8 +124,7 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """The tensor in the dtype of the file."""
         file, stored = self._where[name]
-        handle = self._handle(file)
-        return handle.read(stored) if file.suffix == ".safetensors" else _to_numpy(handle[stored])
+        return self._handle(file).read(stored)
 
     def file_of(self, name: str) -> Path:
         return self._where[name][0]
@@ -153,38 +146,62 @@ class SafetensorsFile:
         self._entries = {name: header[name] for name in names}
         self._start = 8 + size
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return list(self._entries)
 
     def read(self, name: str) -> np.ndarray:
         entry = self._entries[name]
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise unfit_dtype(self._file, name, entry["dtype"])
         dtype, (begin, end) = SAFETENSORS_DTYPES[entry["dtype"]], entry["data_offsets"]
         count = (end - begin) // dtype.itemsize
         return np.fromfile(self._file, dtype, count, offset=self._start + begin).reshape(entry["shape"])
 
 
-def _torch_load(file: Path) -> Mapping[str, Any]:
-    try:
+class TorchFile:
+    """The tensors of one `.bin` file, and no code that it may hold; mapped, but for files of torch before 1.6."""
+
+    def __init__(self, file: Path, note: Callable[[str], None]):
+        try:
+            import torch
+        except ImportError:
+            raise ImportError(
+                f"reading {file} needs torch (pip install torch), or save the checkpoint as safetensors first"
+            ) from None
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except Exception as error:
+            raise ValueError(
+                f"{file} cannot be read as tensors only ({_refusal(error)}); fetch it again, or save safetensors"
+            ) from None
+        self._file, self._tensors = file, flat_tensors(content, file, torch.is_tensor, note)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def read(self, name: str) -> np.ndarray:
         import torch
-    except ImportError:
-        raise ImportError(
-            f"reading {file} needs torch (pip install torch), or save the checkpoint as safetensors first"
-        ) from None
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{file} cannot be read as tensors only ({reason}); fetch it again, or save safetensors"
-        ) from None
+
+        tensor = self._tensors[name].detach()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        try:
+            return tensor.numpy()
+        except (TypeError, RuntimeError):  # float8, quantised, sparse, without storage
+            raise unfit_dtype(self._file, name, _kind(tensor)) from None
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
-    import torch
+def _kind(tensor: Any) -> str:
+    """dtype of a torch tensor, and how it lies where that is not plain."""
+    layout, device = str(tensor.layout).removeprefix("torch."), tensor.device.type
+    more = [part for part, plain in ((layout, "strided"), (device, "cpu")) if part != plain]
+    return " ".join([str(tensor.dtype).removeprefix("torch."), *more])
 
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+
+def _refusal(error: Exception) -> str:
+    """Why torch did not read a file, without its advice to read it unsafely."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "WeightsUnpickler error" in line), lines[0].strip())
 
 
 def parse_size(size: int | str) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,6 +26,7 @@ from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.parallel.rules import partition_spec, shards
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.report import Report
+from seq2seq_jax.weights.soundness import FLOATS, count_not_finite, unfit_dtype
 
 # [1, vocabulary], a buffer of torch's sequence-to-sequence classes.
 LOGITS_BIAS = rule("final_logits_bias", "head/bias", Op(lambda t: (t[0],), lambda a: a[0][None]), head=True)
@@ -62,6 +65,29 @@ class Side:
     resize: bool = False
     whole: bool = False
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What may stand before the names of the base model's tensors."""
+        family = FAMILIES[self.config.family]
+        return (*((family.whole.prefixes[self.role],) if self.whole else ()), *family.prefixes[self.role])
+
+    def bases(self) -> Iterator[str]:
+        """Names of the base model's tensors, without a prefix."""
+        for each in FAMILIES[self.config.family].rules(self.config):
+            if not each.head:
+                yield from (each.torch.format(layer=n) for n in (self.keep if each.per_layer else (0,)))
+
+    def wanted(self) -> list[str]:
+        """Names under which the file may hold the base model's tensors."""
+        return [f"{self.outer}{prefix}{base}" for prefix in self.prefixes for base in self.bases()]
+
+    @cached_property
+    def home(self) -> str:
+        """The prefix, `outer` included, under which the file has most of them."""
+        bases = list(self.bases())
+        homes = [self.outer + prefix for prefix in self.prefixes]
+        return max(homes, key=lambda home: sum(home + base in self.checkpoint for base in bases))
+
     def pieces(self) -> dict[str, Piece]:
         """Path of each layer's parameter ("encoder/layers/layers_0/...") -> where it lies."""
         family, out = FAMILIES[self.config.family], {}
@@ -73,10 +99,7 @@ class Side:
                 if each.per_layer and not _has(self.config.layer(layer), each.flax[0]):
                     continue
                 base = each.torch.format(layer=source)
-                prefixes = family.prefixes[self.role]
-                if self.whole:
-                    prefixes = (family.whole.prefixes[self.role], *prefixes)
-                names = (*(p + base for p in (("",) if each.head else prefixes)), *each.also)
+                names = (*(p + base for p in (("",) if each.head else self.prefixes)), *each.also)
                 if self.whole:
                     names = (*(n for n in family.whole.shared if n in each.also), *names)
                 for part, path in enumerate(each.flax):
@@ -87,19 +110,16 @@ class Side:
     def leftover(self, name: str) -> tuple[str, str] | None:
         """Status and detail of a tensor that fills no parameter; None if nothing explains it."""
         family = FAMILIES[self.config.family]
-        name = name.removeprefix(self.outer)
-        base = name
-        prefixes = {*family.prefixes[self.role], *(family.whole.prefixes.values() if self.whole else ())}
-        for prefix in sorted(prefixes, key=len, reverse=True):
-            if prefix and name.startswith(prefix):
-                base = name.removeprefix(prefix)
-                break
+        for prefix in sorted(self.prefixes, key=len, reverse=True):
+            base = name.removeprefix(self.outer + prefix)
+            known = any(re.fullmatch(p, base) for p in family.aside.get(self.role, ()))
+            if name.startswith(self.outer + prefix) and known:
+                return "kept aside", base
+        if not name.startswith(self.home):
+            return "other part", ""
+        base = name.removeprefix(self.home)
         if any(re.fullmatch(p, base) for p in family.ignored):
             return "ignored", "by name"
-        if any(re.fullmatch(p, name) for p in dict(family.other_part).get(self.role, ())):
-            return "other part", ""
-        if any(re.fullmatch(p, base) for p in family.aside):
-            return "kept aside", base
         if self.cut and any(
             re.fullmatch(re.escape(r.torch).replace(r"\{layer\}", r"\d+"), base)
             for r in family.rules(self.config)
@@ -212,7 +232,7 @@ class Loader:
         for candidate in (path, *self.aliases.get(path, ())):
             side, piece, names = self._found(candidate)
             for name in names:
-                tensor = side.checkpoint.read(name)
+                tensor = self._tensor(side, name)
                 if value is None:
                     value, original, first = self._convert(side, piece, name, tensor, shape), tensor, name
                     self.dtypes[self.exported[candidate]] = str(tensor.dtype)
@@ -228,6 +248,18 @@ class Loader:
                     if self.compare_ties:
                         self.report.note(f"{first} and {name} are tied but differ in the file; the first is used")
         return value
+
+    def _tensor(self, side: Side, name: str) -> np.ndarray:
+        """A tensor of a file; numbers that are not finite are noted, and warned of."""
+        tensor, file = side.checkpoint.read(name), side.checkpoint.file_of(name)
+        if tensor.dtype not in FLOATS:
+            raise unfit_dtype(file, name, tensor.dtype)
+        count = 0 if (side.role, name) in self._used else count_not_finite(tensor)
+        if count:
+            text = f"{file}: {count} of the {tensor.size} numbers of {name} are NaN or infinite"
+            self.report.note(text)
+            warnings.warn(text, stacklevel=2)
+        return tensor
 
     def _say(self, side: Side, name: str, status: str, detail: str = "") -> None:
         """Reports a tensor once, also where several parameters are read from it."""

@@ -26,6 +26,8 @@ from seq2seq_jax.weights import hf_config, initialization, native
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json, write_json, write_safetensors
 from seq2seq_jax.weights.loading import Loader, Side, export_pieces, torch_tensors
 from seq2seq_jax.weights.report import Report
+from seq2seq_jax.weights.soundness import check_not_quantised
+from seq2seq_jax.weights.state_dicts import rooted
 from seq2seq_jax.weights.tokenizer_files import plain_strings
 
 EXTRAS, ASIDE = "seq2seq_jax.json", "aside.safetensors"
@@ -118,12 +120,12 @@ def from_pretrained(
     generation_source = read_json(generation_file) if generation_file.exists() else {}
     generation = hf_config.merged_generation(hf, generation_source)
     native_params = params_directory is not None or (directory / native.PARAMS).is_dir()
-    checkpoint = None if native_params else Checkpoint(directory)
-    hf = hf if checkpoint is None else _with_head_of(hf, checkpoint)
-    try:
-        config = hf_config.pair_from_hf(hf, mesh)
-    except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from None
+    checkpoint = None if native_params else Checkpoint(directory, report.note)
+    config = _pair_config(hf, mesh, directory)
+    if checkpoint is not None:
+        checkpoint = _rooted(checkpoint, hf, _own_sides(config, checkpoint), "pair", report)
+        hf = _with_head_of(hf, checkpoint)
+        config = _pair_config(hf, mesh, directory)
     config = dataclasses.replace(config, **hf_config.pair_tokens(config, hf, generation, report))
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
     if checkpoint is None:
@@ -136,17 +138,13 @@ def from_pretrained(
     stray = [n for n in checkpoint if not n.startswith(("encoder.", "decoder.", "enc_to_dec_proj."))]
     if stray and config.is_pair:
         raise ValueError(f"{directory}: nothing is known about the tensor {stray[0]!r} in an encoder-decoder pair")
-    sides = {}
-    for role, side in hf_config.sides(config):
-        outer, keep = f"{role}." if config.is_pair else "", tuple(range(side.stored_layers))
-        sides[role] = Side(role, side, checkpoint, outer, keep, whole=not config.is_pair)
 
     def new_value(path, shape, read):
         if path == "decoder/head/bias" and not config.is_pair:  # older files may lack final_logits_bias
             return np.zeros(shape, np.float32), "zero"
         return None
 
-    loader = Loader(model, sides, report, new_value, compare_ties=True)
+    loader = Loader(model, _own_sides(config, checkpoint), report, new_value, compare_ties=True)
     params = loader.load(mesh, param_dtype)
     return Pretrained(model, params, generation, report, loader.aside, loader.dtypes, generation_source)
 
@@ -188,11 +186,13 @@ def from_encoder_decoder_pretrained(
     paths = {"encoder": local_directory(encoder), "decoder": local_directory(decoder)}
     hf = {role: read_json(path / "config.json") for role, path in paths.items()}
     options = hf_config.split_overrides(overrides)
-    checkpoints = {role: Checkpoint(path) for role, path in paths.items()}
-    hf["decoder"] = _with_head_of(hf["decoder"], checkpoints["decoder"])
-    keeps, depths = {}, {}
+    checkpoints, keeps, depths = {}, {}, {}
     for role, source in hf.items():
-        depths[role] = hf_config.side_from_hf(source, role).stored_layers
+        side, checkpoint = hf_config.side_from_hf(source, role), Checkpoint(paths[role], report.note)
+        depths[role] = side.stored_layers
+        alone = {role: Side(role, side, checkpoint, "", tuple(range(depths[role])))}
+        checkpoints[role] = _rooted(checkpoint, source, alone, role, report)
+        source = _with_head_of(source, checkpoints[role]) if role == "decoder" else source
         hf[role], keeps[role] = hf_config.overridden(source, role, options[role], depths[role])
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
     config = new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, paths["decoder"], report)
@@ -217,6 +217,9 @@ def from_encoder_decoder_pretrained(
     if method == "aligned":
         choices.update(alignment=_alignment(loader, paths, report), projected=config.has_projection)
     params = loader.load(mesh, param_dtype)
+    new_head = [entry.name for entry in report.of("initialised", "decoder") if entry.name.startswith("decoder/head/")]
+    if new_head:
+        report.note(f"{paths['decoder']} has no whole language-model head; {', '.join(new_head)} begin untrained")
     return Pretrained(model, params, GenerationConfig(), report, loader.aside, loader.dtypes)
 
 
@@ -271,6 +274,30 @@ def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> ini
     alignment = initialization.align(*tables, *strings, intercept=intercept)
     report.note(f"cross-attention is aligned by {alignment.shared} strings that both vocabularies hold")
     return alignment
+
+
+def _pair_config(hf: Mapping[str, Any], mesh: Mesh | None, directory: Path) -> EncoderDecoderConfig:
+    try:
+        return hf_config.pair_from_hf(hf, mesh)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
+
+
+def _own_sides(config: EncoderDecoderConfig, checkpoint: Any) -> dict[str, Side]:
+    """Both sides of a pair's own file, or of a whole model's."""
+    out = {}
+    for role, side in hf_config.sides(config):
+        outer, keep = f"{role}." if config.is_pair else "", tuple(range(side.stored_layers))
+        out[role] = Side(role, side, checkpoint, outer, keep, whole=not config.is_pair)
+    return out
+
+
+def _rooted(checkpoint: Any, hf: Mapping[str, Any], sides: Mapping[str, Side], part: str, report: Report) -> Any:
+    """The checkpoint of `sides`, not quantised, by names without what its writer put in front."""
+    check_not_quantised(checkpoint, hf, checkpoint.directory)
+    wanted = [name for side in sides.values() for name in side.wanted()]
+    what = f"{hf['model_type']} {part}"
+    return rooted(checkpoint, wanted, what, part, report)
 
 
 def _with_head_of(hf: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Whether what a file stores can be a parameter: of a floating type, not quantised, finite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+FLOATS = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+# What bitsandbytes, GPTQ and AWQ, compressed-tensors, block-wise float8 and torchao add beside a weight.
+QUANTISED = re.compile(
+    r".*\.(absmax|quant_map|nested_absmax|quant_state(\..*)?|SCB|weight_format|qweight|qzeros|g_idx|weight_packed"
+    r"|weight_scale(_inv)?|weight_zero_point|tensor_impl\..*)"
+)
+# The bits of an exponent that only infinities and NaN have.
+EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
+
+
+def unfit_dtype(file: Path, name: str, dtype: Any) -> ValueError:
+    """The error for a parameter that is stored in a type that is no plain floating one."""
+    return ValueError(
+        f"{file}: {name} is stored as {dtype}, and a parameter is read from float16, bfloat16, float32 or float64; if"
+        " it is quantised, dequantise it where it was made, else convert it there (tensor.float()), and save again"
+    )
+
+
+def check_not_quantised(names: Iterable[str], config: Mapping[str, Any], directory: Path) -> None:
+    """Raises ValueError for weights that are of use only with the scales beside them."""
+    found = next((name for name in names if QUANTISED.fullmatch(name)), None)
+    if found is not None:
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        raise ValueError(
+            f"{directory}: the weights are quantised{f' by {method}' if method else ''} (they come with {found!r}),"
+            " which is not read; take the checkpoint that they were made from, or dequantise in torch"
+            " (model.dequantize()) and save again"
+        )
+
+
+def count_not_finite(tensor: np.ndarray) -> int:
+    """How many numbers are NaN or infinite; one pass where none is."""
+    bits = EXPONENTS.get(tensor.dtype)
+    if bits is not None:
+        return int(np.count_nonzero((tensor.view(np.uint16) & bits) == bits))
+    # NaN and infinities stay in a sum; a sum that overflows is looked at again.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(tensor.sum()):
+            return 0
+    return int(np.count_nonzero(~np.isfinite(tensor)))

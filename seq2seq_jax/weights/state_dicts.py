@@ -1,0 +1,133 @@
+"""State dicts as people save them: what wrappers add to names, what stands around them, under which prefix they lie."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seq2seq_jax.weights.report import Report
+
+# Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing leave, in front or in the middle.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module")
+
+
+def modern_name(name: str) -> str:
+    """A tensor's name as new checkpoints have it: weight and bias for the old gamma and beta, without `WRAPPERS`."""
+    name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def modern_names(stored: Mapping[str, Path], note: Callable[[str], None]) -> dict[str, tuple[Path, str]]:
+    """Modern name -> (file, stored name) for stored names and their files; notes what wrappers had added.
+
+    Raises:
+      ValueError: if two tensors have one modern name.
+    """
+    out: dict[str, tuple[Path, str]] = {}
+    removed: Counter[tuple[Path, str]] = Counter()
+    for name, file in stored.items():
+        modern = modern_name(name)
+        if modern in out:
+            raise ValueError(f"{file}: {name!r} and {out[modern][1]!r} are one tensor, {modern!r}; keep one of them")
+        out[modern] = (file, name)
+        removed.update((file, part) for part in set(name.split(".")).intersection(WRAPPERS))
+    for (file, part), count in removed.items():
+        note(f"{file.name}: '{part}.' is left out of {count} names")
+    return out
+
+
+def flat_tensors(
+    content: Any, file: Path, is_tensor: Callable[[Any], bool], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """The tensors of what a `.bin` file holds; names in nested mappings are joined by dots. Notes what is no tensor.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    out: dict[str, Any] = {}
+    others: dict[str, str] = {}
+
+    def visit(value: Any, name: str) -> None:
+        if is_tensor(value):
+            out[name] = value
+        elif isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                visit(inner, f"{name}.{key}" if name else str(key))
+        else:
+            others[name or "the whole"] = type(value).__name__
+
+    visit(content, "")
+    shown = ", ".join(f"{name} ({kind})" for name, kind in list(others.items())[:3])
+    shown += f" and {len(others) - 3} more" if len(others) > 3 else ""
+    if not out:
+        raise ValueError(f"{file} holds no tensors, only {shown or 'nothing'}; save a state dict (torch.save)")
+    if others:
+        note(f"{file.name}: {shown} is left out; it is no tensor")
+    return out
+
+
+class UnderRoot:
+    """The tensors of a checkpoint that lie under a prefix of their names, by the names without it."""
+
+    def __init__(self, checkpoint: Any, root: str):
+        self._checkpoint, self._root = checkpoint, root
+        self.directory = checkpoint.directory
+
+    def __contains__(self, name: str) -> bool:
+        return self._root + name in self._checkpoint
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._root) for name in self._checkpoint if name.startswith(self._root))
+
+    def read(self, name: str) -> np.ndarray:
+        return self._checkpoint.read(self._root + name)
+
+    def file_of(self, name: str) -> Path:
+        return self._checkpoint.file_of(self._root + name)
+
+
+def rooted(checkpoint: Any, wanted: Iterable[str], what: str, part: str, report: Report) -> Any:
+    """The checkpoint as it is if it holds `wanted` names, else what it holds under the prefix where they lie.
+
+    Args:
+      wanted: names of which some must be there. what: whose they are, for messages. part: likewise, for the report.
+
+    Raises:
+      ValueError: if they lie nowhere, or under two prefixes of which neither holds the other.
+    """
+    names, wanted = list(checkpoint), list(wanted)
+    root = _root(names, wanted, what, checkpoint.directory)
+    if not root:
+        return checkpoint
+    report.note(f"{checkpoint.directory.name}: the names of the {what} begin with {root!r}, which is left out")
+    for name in names:
+        if not name.startswith(root):
+            report.add(part, name, "other part", f"not under {root!r}")
+    return UnderRoot(checkpoint, root)
+
+
+def _root(names: list[str], wanted: list[str], what: str, directory: Path) -> str:
+    known, counts = frozenset(wanted), Counter()
+    for name in names:
+        starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
+        counts.update(name[:start] for start in starts if name[start:] in known)
+    if counts[""]:
+        return ""
+    if not counts.total():
+        shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ValueError(
+            f"{directory}: no tensor of a {what} is there; looked for {', '.join(map(repr, wanted[:3]))} and their like"
+            f" and found {shown}; give the directory whose config.json and weights belong together"
+        )
+    # The halves of one model are alike, so that a part of the names fits under a longer prefix too.
+    likely = [root for root, count in counts.items() if 2 * count >= max(counts.values())]
+    root = min(likely, key=len)
+    other = next((r for r in likely if not r.startswith(root)), None)
+    if other is not None:
+        raise ValueError(f"{directory}: a {what} lies under {root!r} and under {other!r}; keep one of them")
+    return root
