@@ -31,7 +31,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB_PATTERNS) -> Path:
-    """A directory on disk: `path_or_id` itself, or the hub repository of that name, downloaded or cached.
+    """A directory on disk, or a .gguf file: `path_or_id` itself, or the hub repository of that name, downloaded or cached.
 
     The network is asked only about what can be a hub id.
 
@@ -42,7 +42,7 @@ def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB
       FileNotFoundError: if it is neither.
     """
     path, name = Path(path_or_id).expanduser(), str(path_or_id)
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if path.exists():
         raise FileNotFoundError(f"{name!r} is a file; give the directory that holds it")
@@ -128,6 +128,10 @@ class Checkpoint:
 
     def file_of(self, name: str) -> Path:
         return self._where[name][0]
+
+    def origin(self, name: str) -> str:
+        """How the values came about, for the report; "" for a mere copy."""
+        return ""
 
 
 class SafetensorsFile:

@@ -25,6 +25,7 @@ from seq2seq_jax.models.stack import layer_slot
 from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.parallel.rules import partition_spec, shards
 from seq2seq_jax.weights.files import Checkpoint
+from seq2seq_jax.weights.gguf_files import GgufCheckpoint
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.soundness import FLOATS, count_not_finite, unfit_dtype
 
@@ -58,7 +59,7 @@ class Side:
 
     role: str
     config: TransformerConfig
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint | GgufCheckpoint | None
     outer: str
     keep: tuple[int, ...]
     cut: bool = False
@@ -236,7 +237,7 @@ class Loader:
                 if value is None:
                     value, original, first = self._convert(side, piece, name, tensor, shape), tensor, name
                     self.dtypes[self.exported[candidate]] = str(tensor.dtype)
-                    self._say(side, name, "copied")
+                    self._say(side, name, "copied", side.checkpoint.origin(name))
                 elif np.array_equal(original, tensor):
                     self._say(side, name, "tied", f"to {first}")
                 elif candidate == path:

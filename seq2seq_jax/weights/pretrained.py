@@ -24,6 +24,7 @@ from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.weights import hf_config, initialization, native
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json, write_json, write_safetensors
+from seq2seq_jax.weights.gguf_files import find_gguf, open_checkpoint, read_config
 from seq2seq_jax.weights.loading import Loader, Side, export_pieces, torch_tensors
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.soundness import check_not_quantised
@@ -114,13 +115,13 @@ def from_pretrained(
       FileNotFoundError, ValueError: naming the file, tensor or field at fault and what to do.
     """
     directory = local_directory(path_or_id)
-    hf = read_json(directory / "config.json")
+    hf = read_config(directory)
     report = Report()
     generation_file = directory / "generation_config.json"
     generation_source = read_json(generation_file) if generation_file.exists() else {}
     generation = hf_config.merged_generation(hf, generation_source)
     native_params = params_directory is not None or (directory / native.PARAMS).is_dir()
-    checkpoint = None if native_params else Checkpoint(directory, report.note)
+    checkpoint = None if native_params else open_checkpoint(directory, report.note)
     config = _pair_config(hf, mesh, directory)
     if checkpoint is not None:
         checkpoint = _rooted(checkpoint, hf, _own_sides(config, checkpoint), "pair", report)
@@ -168,8 +169,8 @@ def from_encoder_decoder_pretrained(
     """Joins a pretrained encoder and a pretrained decoder (EncoderDecoderModel.from_encoder_decoder_pretrained).
 
     Args:
-      encoder, decoder: directories or hub ids of the two checkpoints; whole sequence-to-sequence checkpoints give their
-        half.
+      encoder, decoder: directories or hub ids of the two checkpoints, or GGUF files of language models; whole
+        sequence-to-sequence checkpoints give their half.
       tie_encoder_decoder: False, True (all that both sides have is stored once, from the encoder), "embeddings", or
         aliases.
       cross_attention_init: how absent cross-attention begins: "normal" (torch's), "zero", "self_attention",
@@ -184,11 +185,11 @@ def from_encoder_decoder_pretrained(
     """
     report = Report()
     paths = {"encoder": local_directory(encoder), "decoder": local_directory(decoder)}
-    hf = {role: read_json(path / "config.json") for role, path in paths.items()}
+    hf = {role: read_config(path) for role, path in paths.items()}
     options = hf_config.split_overrides(overrides)
     checkpoints, keeps, depths = {}, {}, {}
     for role, source in hf.items():
-        side, checkpoint = hf_config.side_from_hf(source, role), Checkpoint(paths[role], report.note)
+        side, checkpoint = hf_config.side_from_hf(source, role), open_checkpoint(paths[role], report.note)
         depths[role] = side.stored_layers
         alone = {role: Side(role, side, checkpoint, "", tuple(range(depths[role])))}
         checkpoints[role] = _rooted(checkpoint, source, alone, role, report)
@@ -280,7 +281,7 @@ def _pair_config(hf: Mapping[str, Any], mesh: Mesh | None, directory: Path) -> E
     try:
         return hf_config.pair_from_hf(hf, mesh)
     except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from None
+        raise ValueError(f"{find_gguf(directory) or directory / 'config.json'}: {error}") from None
 
 
 def _own_sides(config: EncoderDecoderConfig, checkpoint: Any) -> dict[str, Side]:

@@ -53,11 +53,10 @@ class Report:
             counts = Counter(entry.status for entry in self.entries if entry.side == side)
             lines.append(f"{side}: " + ", ".join(f"{counts[s]} {s}" for s in STATUSES if counts[s]))
             for status in STATUSES:
-                if status == "copied":
-                    continue
                 ways: dict[str, list[str]] = {}
                 for entry in self.of(status, side):
-                    ways.setdefault(entry.detail, []).append(entry.name)
+                    if status != "copied" or entry.detail:
+                        ways.setdefault(entry.detail, []).append(entry.name)
                 for way, names in ways.items():
                     shown = ", ".join(names[:3]) + (f", and {len(names) - 3} more" if len(names) > 3 else "")
                     lines.append(f"  {status}{f' ({way})' if way else ''}: {shown}")

@@ -107,18 +107,19 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     )
 
 
-def merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
+def merges(vocab: dict[str, int], scores: dict[str, float] | None = None) -> list[tuple[str, str]]:
     """The merges of a BPE vocabulary, which sentencepiece does not store: each way to make a piece of two others.
 
-    Source: `generate_merges` of transformers 5. A piece of a lower id is merged earlier.
+    Source: `generate_merges` of transformers 5. A piece of a lower id is merged earlier; with `scores`, of a higher one.
     """
     found = []
     for piece, index in vocab.items():
         pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         pairs = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
         pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-        found += [(index, len(left), len(right), left, right) for left, right in pairs]
-    found.sort(key=lambda merge: merge[:3])
+        rank = index if scores is None else scores[piece]
+        found += [(rank, len(left), len(right), left, right) for left, right in pairs]
+    found.sort(key=lambda merge: merge[:3], reverse=scores is not None)
     return [merge[3:] for merge in found]
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from seq2seq_jax.weights import sentencepiece_model
+from seq2seq_jax.weights.gguf_files import find_gguf
+from seq2seq_jax.weights.gguf_tokenizer import read_gguf_tokenizer
 from seq2seq_jax.weights.sentencepiece_model import SentencePieceModel, read_sentencepiece
 from seq2seq_jax.weights.tokenizer_kinds import (
     AS_FILED,
@@ -55,6 +57,8 @@ class TokenizerParts(NamedTuple):
 def read_tokenizer(directory: Path, model_config: dict[str, Any], side: str = "source") -> TokenizerParts:
     """Builds the tokenizer of `directory`; `model_config` is the `config.json` of the model it belongs to, or {}.
 
+    A GGUF file's is built where it is `directory` itself, or lies there without tokenizer files.
+
     Args:
       side: "source" or "target", for the tokenizers that treat the two differently (Marian, mBART, PLBart).
 
@@ -65,6 +69,11 @@ def read_tokenizer(directory: Path, model_config: dict[str, Any], side: str = "s
     Raises:
       FileNotFoundError: no tokenizer files. ValueError: broken files, or files of a kind that is not known.
     """
+    gguf = None if any((directory / name).is_file() for name in FILES) else find_gguf(directory)
+    if gguf is not None:
+        backend, named, settings = read_gguf_tokenizer(gguf)
+        config = {**settings, "tokenizer_class": AS_FILED}
+        return TokenizerParts(backend, {**dict.fromkeys(NAMED), **named}, settings, {CONFIG: config})
     config = read_json(directory / CONFIG)
     special_tokens_map = read_json(directory / SPECIAL_TOKENS)
     filed, whole = _read_tokenizer_json(directory / "tokenizer.json")
@@ -163,8 +172,8 @@ def _kind(directory: Path, class_name: str | None, model_type: str | None, filed
     present = {name for name in FILES if (directory / name).is_file()}
     if not present & {"tokenizer.json", "vocab.json", *VOCAB_TXT, *SENTENCEPIECE}:
         raise FileNotFoundError(
-            f"{directory}: no tokenizer files; looked for tokenizer.json, vocab.txt, vocab.json + merges.txt and "
-            f"{', '.join(SENTENCEPIECE)}; pass the directory that holds one of these"
+            f"{directory}: no tokenizer files; looked for tokenizer.json, vocab.txt, vocab.json + merges.txt, "
+            f"{', '.join(SENTENCEPIECE)} and one .gguf file; pass the directory that holds one of these"
         )
     if class_name:
         name = CLASSES.get(class_name.removesuffix("Fast").removesuffix("Tokenizer"))

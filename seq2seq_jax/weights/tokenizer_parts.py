@@ -164,13 +164,13 @@ def byte_level(add_prefix_space: bool = False) -> dict[str, Callable]:
     }
 
 
-_QWEN2_WORDS = (
+QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def qwen2_pre_tokenizer(c: Context) -> pre_tokenizers.PreTokenizer:
-    words = pre_tokenizers.Split(Regex(_QWEN2_WORDS), "isolated")
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
     spaced = c.settings.get("add_prefix_space") or False
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(spaced, use_regex=False)])
 
