@@ -49,9 +49,43 @@ def token_losses(
     return jnp.where(counted, loss, 0.0)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, **options) -> jax.Array:
-    """Mean of `token_losses` over labels that are not -100 (torch.nn.CrossEntropyLoss); NaN if there is none."""
-    return jnp.sum(token_losses(logits, labels, **options)) / jnp.sum(labels != IGNORED)
+def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None, **options) -> jax.Array:
+    """Mean of `token_losses` over labels that are not -100 (torch.nn.CrossEntropyLoss); NaN if there is none.
+
+    Args:
+      weights: of `spread_weights`: the mean is sum(weight * loss) / sum(weight). None: all are 1.
+    """
+    losses = token_losses(logits, labels, **options)
+    if weights is None:
+        return jnp.sum(losses) / jnp.sum(labels != IGNORED)
+    return jnp.sum(losses * weights) / jnp.sum(weights)
+
+
+def spread_weights(weights: jax.Array | None, labels: jax.Array, pack_ids: jax.Array | None = None) -> jax.Array | None:
+    """How much each label weighs in the loss, float32 [batch, target], 0 where it is -100; None for None: all alike.
+
+    Args:
+      weights: [batch, target], of tokens; [batch] or [batch, 1], of examples; with pack_ids also [batch, packs], of
+        examples that share a row, where column i is pack i + 1's (packs that have none give NaN).
+      labels, pack_ids: int [batch, target].
+
+    Raises:
+      ValueError: for another shape.
+    """
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights, jnp.float32)
+    given, (batch, target) = list(weights.shape), labels.shape
+    if weights.ndim == 1:
+        weights = weights[:, None]
+    if weights.ndim != 2 or len(weights) != batch or (pack_ids is None and weights.shape[1] not in (1, target)):
+        raise ValueError(
+            f"loss_weights has shape {given}; give [{batch}, {target}], a weight for each label, or [{batch}], one for"
+            f" each example{', or with decoder_pack_ids [batch, packs]' if pack_ids is None else ''}"
+        )
+    if pack_ids is not None and 1 < weights.shape[1] != target:
+        weights = jnp.take_along_axis(weights, pack_ids - 1, axis=1, mode="fill", fill_value=jnp.nan)
+    return jnp.where(labels != IGNORED, weights, 0.0)
 
 
 class _Loss(NamedTuple):

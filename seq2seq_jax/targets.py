@@ -59,14 +59,32 @@ def wrap_tokens_right(labels: jax.Array, pad_token_id: int, pack_ids: jax.Array 
     return jnp.where(begins, last, jnp.roll(labels, 1, axis=1))
 
 
-def check_ids(name: str, ids: Any, vocab_size: int, allowed: tuple[int, ...] = ()) -> None:
-    """An id outside the vocabulary is an error, where `ids` are known (not while tracing)."""
-    if ids is None or isinstance(ids, jax.core.Tracer):
+TOKENIZER = "use the tokenizer that belongs to the checkpoint, or resize_token_embeddings"
+
+
+def check_ids(
+    name: str,
+    ids: Any,
+    size: int,
+    allowed: tuple[int, ...] = (),
+    *,
+    table: str | None = None,
+    remedy: str = TOKENIZER,
+) -> None:
+    """Ids that are no whole numbers are an error; so is one outside 0 to size - 1 that is not `allowed`, where `ids`
+    are known (not while tracing).
+
+    Args:
+      table: what has `size` rows, for the message; None: the vocabulary. remedy: what the message says to do.
+    """
+    if ids is None:
         return
-    ids = np.asarray(ids)
-    bad = ids[((ids < 0) | (ids >= vocab_size)) & ~np.isin(ids, allowed)]
+    ids = ids if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
+    if ids.size and not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {ids.dtype}; give whole numbers")
+    if isinstance(ids, jax.core.Tracer):
+        return
+    bad = ids[((ids < 0) | (ids >= size)) & ~np.isin(ids, allowed)]
     if bad.size:
-        raise ValueError(
-            f"{name} holds the id {bad[0]}, outside the vocabulary of {vocab_size}; use the tokenizer that belongs to"
-            " the checkpoint, or resize_token_embeddings"
-        )
+        table = f"the vocabulary of {size}" if table is None else table
+        raise ValueError(f"{name} holds the id {bad[0]}, outside {table}; {remedy}")

@@ -17,6 +17,7 @@ CHOICES = {
     "positions": ("learned", "sinusoidal", "sinusoidal_wide", "none"),
     "embedding_projection": ("sum", "tokens"),
     "head_bias": ("none", "trained", "fixed"),
+    "float16": ("plain", "float32_residual", "clamped"),
 }
 
 LONG_ROPE = (
@@ -139,8 +140,10 @@ class TransformerConfig:
       type_vocab_size: token types; 0 for none. task_vocab_size: a second such table, of which row 0 is added (ERNIE).
       embedding_size: width of the embedding tables; None: hidden_size, else a projection follows the norm, or
         (embedding_projection "tokens") stands between token table and sum. embedding_projection_bias: its bias.
-      embedding_scale: factor on the token embeddings.
       own_token_id: a token whose embedding is a parameter of its own, not scaled (T5Gemma 2's end of image).
+      padding_idx: the row of the token table that a look-up gives no gradient (torch.nn.Embedding's); None: there is
+        none. With position_pad_id, the row before the first position has none either.
+      embedding_scale: factor on the token embeddings; scale_given_embeddings: also on those of inputs_embeds.
       relative_bias, disentangled: see there.
       causal: a token sees itself and what is before it.
       attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
@@ -159,6 +162,9 @@ class TransformerConfig:
         head_scale (factor on the states), head_softcap (as for attention).
       dropout: after the embeddings and each block; attention_dropout: on attention weights; activation_dropout:
         inside the MLP; embedding_dropout: None means `dropout`.
+      float16: what is done against overflow in float16, and in no other dtype: "float32_residual" (T5: the residual
+        stream and the MLP's last projection are float32, what attention adds is finite), "clamped" (BART's encoder: so
+        are each layer's outputs), or "plain" (nothing).
       initializer_range: standard deviation of new kernels and embeddings;
       residual_initializer_range: that of kernels that write to the residual stream; None means initializer_range.
       layer_pattern: settings of layer i are layer_pattern[i % len(layer_pattern)].
@@ -197,8 +203,10 @@ class TransformerConfig:
     embedding_size: int | None = None
     embedding_projection: str = "sum"
     embedding_projection_bias: bool = True
+    padding_idx: int | None = None
     embedding_scale: float = 1.0
     own_token_id: int | None = None
+    scale_given_embeddings: bool = False
     relative_bias: RelativeBias | None = None
     disentangled: Disentangled | None = None
     causal: bool = False
@@ -227,6 +235,7 @@ class TransformerConfig:
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     embedding_dropout: float | None = None
+    float16: str = "plain"
     initializer_range: float = 0.02
     residual_initializer_range: float | None = None
     layer_pattern: tuple[LayerSettings, ...] = (LayerSettings(),)

@@ -44,9 +44,12 @@ def from_hf(hf, role):
     settings.update(norm_eps=1e-5, embedding_scale=scale, **VARIANTS[hf["model_type"]])
     if role == "decoder":
         settings.update(causal=True, head=True, tie_head=hf["tie_word_embeddings"])
+        settings.update(scale_given_embeddings=hf["model_type"] in ("marian", "pegasus"))
         if hf["model_type"] == "blenderbot-small":
             settings.update(positions_after_norm=True, embedding_scale=1.0)
         settings.update(vocab_size=hf.get("decoder_vocab_size") or hf["vocab_size"])
+    else:
+        settings.update(float16="clamped")
     return settings
 
 

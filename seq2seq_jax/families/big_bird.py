@@ -19,7 +19,7 @@ def from_hf(hf, role):
     settings = bert.from_hf(hf, role)
     settings.update(attention_bias=hf["use_bias"])
     if hf["rescale_embeddings"]:
-        settings.update(embedding_scale=hf["hidden_size"] ** 0.5)
+        settings.update(embedding_scale=hf["hidden_size"] ** 0.5, scale_given_embeddings=True)
     if role == "encoder" and hf["attention_type"] == "block_sparse":
         settings.update(length_limit=((5 + 2 * hf["num_random_blocks"]) * hf["block_size"], LIMIT))
     return settings

@@ -31,6 +31,7 @@ def from_hf(hf, role):
         intermediate_size=hf["n_inner"] or 4 * width,
         norm_position="pre",
         embedding_norm=False,
+        padding_idx=None,
         final_norm=True,
         causal=True,
         head=role == "decoder",

@@ -26,6 +26,7 @@ def from_hf(hf, role):
         embedding_norm=False,
         final_norm=True,
         positions="none",
+        padding_idx=None,
         causal=True,
         head=role == "decoder",
         tie_head=hf["tie_word_embeddings"],

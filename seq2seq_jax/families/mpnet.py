@@ -12,7 +12,7 @@ def from_hf(hf, role):
     # The class counts from 1, whatever its pad token.
     positions = positions_from_ids({**hf, "pad_token_id": 1})
     bias = RelativeBias(hf["relative_attention_num_buckets"], 128)
-    return {**take(hf, FIELDS), **positions, "relative_bias": bias}
+    return {**take(hf, FIELDS), **positions, "padding_idx": 1, "relative_bias": bias}
 
 
 def rules(config):

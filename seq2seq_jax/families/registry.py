@@ -156,7 +156,9 @@ def from_hf(
         known = ", ".join(support.model_type for support in families() if getattr(support, role))
         raise ValueError(f"model_type {hf['model_type']!r} does not serve as {role}; these do: {known}")
     try:
-        settings = family.from_hf(with_defaults(hf, role), role)
+        full = with_defaults(hf, role)
+        settings = family.from_hf(full, role)
+        settings = {"padding_idx": _padding_idx(full.get("pad_token_id"), settings["vocab_size"]), **settings}
         if role == "decoder":
             settings["cross_attention_size"] = cross_attention_size or settings["hidden_size"]
             if whole and family.whole.logits_bias:
@@ -168,6 +170,13 @@ def from_hf(
         raise ValueError(f"the {role}'s config.json ({family.name}): {error}") from None
     every = hf.get("cross_attention_every", 1)
     return config if role == "encoder" or every == 1 else _with_cross_every(config, every)
+
+
+def _padding_idx(pad_token_id: int | None, vocab_size: int) -> int | None:
+    """The row that torch.nn.Embedding(padding_idx=pad_token_id) means, where a negative one counts from the end."""
+    if pad_token_id is None or not -vocab_size <= pad_token_id < vocab_size:
+        return None
+    return pad_token_id % vocab_size
 
 
 def _with_cross_every(config: TransformerConfig, every: int) -> TransformerConfig:

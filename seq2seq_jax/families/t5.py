@@ -27,6 +27,8 @@ def from_hf(hf, role):
         norm="rms",
         norm_position="pre",
         embedding_norm=False,
+        padding_idx=None,
+        float16="float32_residual",
         final_norm=True,
         positions="none",
         max_positions=NO_LIMIT,

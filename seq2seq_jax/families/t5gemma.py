@@ -8,7 +8,7 @@ from seq2seq_jax.families.rules import Whole
 
 def from_hf(hf, role):
     settings = gemma.from_hf({**hf, "model_type": "gemma2"}, role)
-    settings.update(causal=role == "decoder", dropout=hf["dropout_rate"])
+    settings.update(causal=role == "decoder", dropout=hf["dropout_rate"], scale_given_embeddings=True)
     if role == "encoder":  # its window counts from the neighbour, not from the token itself
         wider = [s if s.window is None else replace(s, window=s.window + 1) for s in settings["layer_pattern"]]
         settings.update(layer_pattern=tuple(wider))

@@ -23,6 +23,8 @@ class Cache:
       cross_mask: bool [batch, source], where the source has tokens.
       ancestry: int32 [batch, beams, length], the slot that holds a position of this hypothesis.
       index: int32 scalar, positions written so far.
+      uncounted: int32 [batch, 1], pad tokens of the prompt (what is read at index 0) where positions do not count them
+        (RoBERTa); else None.
     """
 
     keys: tuple[jax.Array, ...]
@@ -31,6 +33,7 @@ class Cache:
     cross_mask: jax.Array
     ancestry: jax.Array
     index: jax.Array
+    uncounted: jax.Array | None = None
 
     @property
     def num_beams(self) -> int:

@@ -14,9 +14,10 @@ from flax.core import FrozenDict, unfreeze
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.int8 import quantise
-from seq2seq_jax.losses import IGNORED, cross_entropy
+from seq2seq_jax.losses import IGNORED, cross_entropy, spread_weights
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
+from seq2seq_jax.models.inputs import check_side, check_whole, last_hidden_state
 from seq2seq_jax.models.kernels import segments
 from seq2seq_jax.models.layers import Dtype, Projection
 from seq2seq_jax.models.stack import (
@@ -29,7 +30,7 @@ from seq2seq_jax.models.stack import (
     unstack_layers,
 )
 from seq2seq_jax.models.transformer import Transformer, join
-from seq2seq_jax.targets import check_ids, shift_tokens_right, wrap_tokens_right
+from seq2seq_jax.targets import check_ids, pack_begins, shift_tokens_right, wrap_tokens_right
 
 
 @struct.dataclass
@@ -37,7 +38,7 @@ class EncoderDecoderOutput:
     """What a forward pass returns (transformers.Seq2SeqLMOutput); fields that were not asked for are None.
 
     Attributes:
-      logits: float32 [batch, target, vocab_size]. loss: mean over labels that are not -100.
+      logits: float32 [batch, target, vocab_size]. loss: mean over labels that are not -100, weighted if asked for.
       decoder_last_hidden_state: [batch, target, decoder hidden], which the head reads.
       encoder_last_hidden_state: [batch, source, encoder hidden].
       encoder_hidden_states, decoder_hidden_states: num_layers + 1 arrays: each layer's input, then the final states.
@@ -125,7 +126,7 @@ class EncoderDecoder(nn.Module):
 
     def __call__(
         self,
-        input_ids,
+        input_ids=None,
         attention_mask=None,
         token_type_ids=None,
         position_ids=None,
@@ -135,6 +136,10 @@ class EncoderDecoder(nn.Module):
         encoder_pack_ids=None,
         decoder_pack_ids=None,
         labels=None,
+        loss_weights=None,
+        encoder_outputs=None,
+        inputs_embeds=None,
+        decoder_inputs_embeds=None,
         train: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -144,25 +149,40 @@ class EncoderDecoder(nn.Module):
 
         Args:
           input_ids: int [batch, source]. attention_mask: [batch, source], true (1) on tokens; None: all are.
-          token_type_ids, position_ids: [batch, source] for the encoder.
+          token_type_ids, position_ids: int [batch, source] for the encoder; a RoBERTa's positions count from its pad
+            token's id + 1, as in torch.
           decoder_input_ids: int [batch, target]. Without them the labels are shifted right, in each pack, and pads
-            among the shifted ids are masked unless decoder_attention_mask says otherwise.
+            among the shifted ids are masked unless decoder_attention_mask says otherwise. The first token of an
+            example is never such a pad: a start token that is the pad token is seen, as it is in decoding (torch's
+            EncoderDecoderModel hides it here and shows it there).
           encoder_pack_ids, decoder_pack_ids: int [batch, length] for several examples in a row, from 1, and 0 on
             padding: tokens see only tokens of their own pack, on either side, and positions restart with each pack. A
             row may be longer than there are positions, a pack not.
           labels: int [batch, target], -100 where there is nothing to predict.
+          loss_weights: of the labels in the loss, see losses.spread_weights; None: all weigh alike.
+          encoder_outputs: what the encoder would return (models/inputs.py, last_hidden_state), which is not run then:
+            input_ids are not needed and not read.
+          inputs_embeds, decoder_inputs_embeds: [batch, length, embedding_size], in place of ids: what stands in for the
+            rows of the token table, which torch's class scales or does not (scale_given_embeddings).
           train: dropout acts; needs rngs={"dropout": key}.
           output_logits: without, there are neither logits nor loss (see `token_losses`).
+
+        Raises:
+          ValueError: for inputs that do not go together, and ids or positions that there are not. While tracing their
+            values are not known: such ids give NaN then.
         """
         c = self.config
-        check_ids("input_ids", input_ids, c.encoder.vocab_size)
-        check_ids("decoder_input_ids", decoder_input_ids, c.decoder.vocab_size)
         check_ids("labels", labels, c.decoder.vocab_size, allowed=(IGNORED,))
         if (encoder_pack_ids is None) != (decoder_pack_ids is None):
             raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
-        if decoder_input_ids is None:
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
             if labels is None:
                 raise ValueError("there is nothing to decode: give decoder_input_ids, or labels to shift")
+            if np.ndim(labels) != 2:
+                raise ValueError(f"labels has shape {list(np.shape(labels))}; give [batch, target]")
+            if decoder_pack_ids is not None and np.shape(decoder_pack_ids) != np.shape(labels):
+                shapes = list(np.shape(decoder_pack_ids)), list(np.shape(labels))
+                raise ValueError(f"decoder_pack_ids has shape {shapes[0]} and labels {shapes[1]}; make them equal")
             if c.model_type in ("mbart", "plbart"):
                 decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id, decoder_pack_ids)
             else:
@@ -170,28 +190,46 @@ class EncoderDecoder(nn.Module):
                 decoder_input_ids = shift_tokens_right(labels, *tokens, decoder_pack_ids)
             # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
             if decoder_attention_mask is None and c.is_pair:
-                decoder_attention_mask = decoder_input_ids != c.pad_token_id
+                decoder_attention_mask = self._not_padding(decoder_input_ids, decoder_pack_ids)
+        target = check_side(
+            c.decoder,
+            "decoder",
+            ids=decoder_input_ids,
+            embeds=decoder_inputs_embeds,
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            pack_ids=decoder_pack_ids,
+        )
+        if labels is not None and np.shape(labels) != target:
+            raise ValueError(
+                f"labels has shape {list(np.shape(labels))}; give it {list(target)}, as the decoder's inputs"
+            )
         if output_attentions and self.attention_impl != "xla":
             raise ValueError(f"attention_impl {self.attention_impl!r} returns no attention weights; give 'xla'")
 
         show = Show(train, output_attentions, output_hidden_states)
-        states, encoder_shown = self.encoder(
-            jnp.asarray(input_ids),
+        states, encoder_shown = self._encoded(
+            input_ids,
             attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             pack_ids=encoder_pack_ids,
             show=show,
         )
+        source = states.shape[:2]
+        if source[0] != target[0]:
+            raise ValueError(f"the decoder has {target[0]} rows and the encoder {source[0]}; give both as many")
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
         if self.attention_impl == "splash":
-            shapes = (np.shape(decoder_input_ids), np.shape(input_ids))
-            cross_mask = segments(*shapes, attention_mask, decoder_pack_ids, encoder_pack_ids)
+            cross_mask = segments(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
         elif encoder_pack_ids is not None:
             cross_mask = join(cross_mask, (decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :])[:, None])
         decoded, decoder_shown = self.decoder(
-            jnp.asarray(decoder_input_ids),
+            None if decoder_input_ids is None else jnp.asarray(decoder_input_ids),
             decoder_attention_mask,
+            embeds=None if decoder_inputs_embeds is None else jnp.asarray(decoder_inputs_embeds),
             position_ids=decoder_position_ids,
             pack_ids=decoder_pack_ids,
             encoder_states=self._project(states),
@@ -201,15 +239,16 @@ class EncoderDecoder(nn.Module):
         logits = self.decoder.logits(decoded) if output_logits else None
         loss = None
         if output_logits and labels is not None:
-            loss = cross_entropy(logits, jnp.asarray(labels), vocab_size=c.decoder.vocab_size)
+            weights = spread_weights(loss_weights, jnp.asarray(labels), decoder_pack_ids)
+            loss = cross_entropy(logits, jnp.asarray(labels), weights, vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
             logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
             decoder_last_hidden_state=decoded,
             encoder_last_hidden_state=states,
-            encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states else None,
+            encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states and encoder_shown else None,
             decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
-            encoder_attentions=_each(encoder_shown, "attention") if output_attentions else None,
+            encoder_attentions=_each(encoder_shown, "attention") if output_attentions and encoder_shown else None,
             decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
             cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
         )
@@ -218,30 +257,87 @@ class EncoderDecoder(nn.Module):
         self,
         *,
         labels,
+        loss_weights=None,
         chunk: int | None = None,
         vocab_chunk: int | None = None,
         loss: Mapping[str, float] = FrozenDict(),
         **inputs,
     ):
-        """Loss of each target token in nats, float32 [batch, target], 0 where the label is -100.
+        """Loss of each target token in nats, times its weight, float32 [batch, target], 0 where the label is -100.
 
         Args:
-          labels, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
+          labels, loss_weights, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
           vocab_chunk: with chunk, how many logits of each of these tokens exist at a time; None: all.
           loss: label_smoothing and z_loss (losses.py).
         """
         states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
         chunks = {"chunk": chunk, "vocab_chunk": vocab_chunk}
-        return self.decoder.head.token_losses(states, jnp.asarray(labels), **chunks, **loss)
+        losses = self.decoder.head.token_losses(states, jnp.asarray(labels), **chunks, **loss)
+        weights = spread_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
+        return losses if weights is None else losses * weights
+
+    def _not_padding(self, ids: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
+        """bool [batch, target]: which of the decoder's ids its self-attention sees. The first of an example is none."""
+        begins = jnp.arange(ids.shape[1])[None] == 0 if pack_ids is None else pack_begins(jnp.asarray(pack_ids))
+        return (ids != self.config.pad_token_id) | begins
+
+    def _encoded(
+        self,
+        input_ids,
+        attention_mask,
+        *,
+        encoder_outputs=None,
+        inputs_embeds=None,
+        show: Show = Show(),
+        **more,  # noqa: B008
+    ) -> tuple[jax.Array, list[LayerOutput]]:
+        """The encoder's states [batch, source, hidden] and what its layers show, of checked inputs; nothing of those
+        that are given."""
+        c = self.config.encoder
+        if encoder_outputs is None:
+            given = {"ids": input_ids, "embeds": inputs_embeds, "attention_mask": attention_mask}
+            check_side(c, "encoder", **given, **more)
+            ids, embeds = (None if a is None else jnp.asarray(a) for a in (input_ids, inputs_embeds))
+            return self.encoder(ids, attention_mask, embeds=embeds, show=show, **more)
+        unread = {
+            "inputs_embeds": inputs_embeds,
+            **{name: more.get(name) for name in ("token_type_ids", "position_ids")},
+        }
+        for name, array in unread.items():
+            if array is not None:
+                raise ValueError(
+                    f"encoder_outputs and {name} are both given, and no encoder runs; leave one of them out"
+                )
+        states = jnp.asarray(last_hidden_state(encoder_outputs, c)).astype(self.dtype)
+        for name, array in (
+            ("input_ids", input_ids),
+            ("attention_mask", attention_mask),
+            ("encoder_pack_ids", more.get("pack_ids")),
+        ):
+            if array is not None and np.shape(array) != states.shape[:2]:
+                shapes = list(np.shape(array)), list(states.shape)
+                raise ValueError(
+                    f"{name} has shape {shapes[0]} and encoder_outputs {shapes[1]}; give what belongs to them"
+                )
+        check_whole("encoder_pack_ids", more.get("pack_ids"))
+        return states, []
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
 
-    def encode(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None) -> jax.Array:
-        """Encoder states [batch, source, hidden] of ids [batch, source]."""
-        return self.encoder(
-            jnp.asarray(input_ids), attention_mask, position_ids=position_ids, token_type_ids=token_type_ids
-        )[0]
+    def encode(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        encoder_outputs=None,
+        inputs_embeds=None,
+    ) -> jax.Array:
+        """Encoder states [batch, source, hidden]; the arguments are those of a call."""
+        given = {"encoder_outputs": encoder_outputs, "inputs_embeds": inputs_embeds}
+        more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        return self._encoded(input_ids, attention_mask, **given, **more)[0]
 
     def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
         """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""

@@ -56,6 +56,20 @@ _summed.defvjp(
 )
 
 
+def residual_dtype(config: TransformerConfig, dtype: Dtype) -> Dtype:
+    """That of the stream between the layers, and of what the MLP adds to it."""
+    wide = config.float16 == "float32_residual" and dtype == jnp.float16
+    return jnp.float32 if wide else dtype
+
+
+def finite_in_float16(x: jax.Array) -> jax.Array:
+    """x with float16's infinities brought back to what it holds (the clamp of T5Block and BartEncoderLayer)."""
+    if x.dtype != jnp.float16:
+        return x
+    most = jnp.finfo(jnp.float16).max - 1000
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * most, x)
+
+
 def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: TransformerConfig) -> jax.Array:
     """How a new parameter begins, float32: torch's `_init_weights` of the three families.
 
@@ -176,11 +190,16 @@ class Norm(Part):
 
 
 class Table(Part):
-    """An embedding table [rows, features]. An id outside the table gives NaN, never a neighbour's row."""
+    """An embedding table [rows, features]. An id outside the table gives NaN, never a neighbour's row.
+
+    Attributes:
+      padding_idx: the row that gets no gradient (torch.nn.Embedding's); None: there is none.
+    """
 
     rows: int = 0
     features: int = 0
     axes: tuple[str, ...] = ("vocab", "embed")
+    padding_idx: int | None = None
 
     def setup(self):
         self.embedding = self.weight("embedding", (self.rows, self.features), self.axes)
@@ -188,7 +207,10 @@ class Table(Part):
     def __call__(self, ids: jax.Array) -> jax.Array:
         # The rows are looked up whole; a lookup of split rows would be gathered and split anew.
         table = constrain(self.embedding, (self.axes[0], None))
-        return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
+        rows = jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
+        if self.padding_idx is None:
+            return rows
+        return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
 
 
 def sinusoids(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
@@ -211,11 +233,13 @@ class Embeddings(Part):
         first = c.embedding_projection == "tokens"  # the sum is of the hidden size
         width = c.hidden_size if first else c.embedding_size
         small = {"features": width, "axes": ("position", "embed"), **kw}
-        self.token = Table(c, rows=c.padded_vocab_size, features=c.embedding_size, **kw)
+        size = {"rows": c.padded_vocab_size, "features": c.embedding_size}
+        self.token = Table(c, padding_idx=c.padding_idx, **size, **kw)
         if c.own_token_id is not None:
             self.own_token = Table(c, rows=1, **small)
         if c.positions == "learned":
-            self.position = Table(c, rows=c.max_positions + c.position_offset, **small)
+            padding = None if c.position_pad_id is None else c.position_offset - 1
+            self.position = Table(c, rows=c.max_positions + c.position_offset, padding_idx=padding, **small)
         if c.type_vocab_size:
             self.token_type = Table(c, rows=c.type_vocab_size, **small)
         if c.task_vocab_size:
@@ -228,16 +252,26 @@ class Embeddings(Part):
         self.drop = Dropout(c.dropout if c.embedding_dropout is None else c.embedding_dropout)
 
     def __call__(
-        self, ids: jax.Array, position_ids: jax.Array, token_type_ids: jax.Array | None, *, train: bool
+        self,
+        ids: jax.Array | None,
+        position_ids: jax.Array,
+        token_type_ids: jax.Array | None,
+        *,
+        embeds: jax.Array | None = None,
+        train: bool,
     ) -> jax.Array:
-        """position_ids count from 0 and are not yet moved by position_offset."""
+        """position_ids count from 0 and are not yet moved by position_offset.
+
+        Args:
+          embeds: [batch, length, embedding_size], what stands in for the token table's rows; ids are not read then.
+        """
         c = self.config
         project = self.projection if c.embedding_size != c.hidden_size else lambda x: x
         first = c.embedding_projection == "tokens"
-        x = self.token(ids)
-        if c.embedding_scale != 1.0:
+        x = self.token(ids) if embeds is None else embeds.astype(self.dtype)
+        if c.embedding_scale != 1.0 and (embeds is None or c.scale_given_embeddings):
             x = x * jnp.asarray(c.embedding_scale, self.dtype)
-        if c.own_token_id is not None:
+        if c.own_token_id is not None and embeds is None:
             x = jnp.where((ids == c.own_token_id)[..., None], self.own_token.embedding[0], x)
         x = project(x) if first else x
         if c.type_vocab_size:
@@ -276,7 +310,8 @@ class Mlp(Part):
         self.up = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
         if c.mlp_gated:
             self.gate = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
-        self.down = Projection(c, inputs=m, outputs=h, axes=("mlp", "embed"), **kw)
+        down = kw | {"dtype": residual_dtype(c, self.dtype)}
+        self.down = Projection(c, inputs=m, outputs=h, axes=("mlp", "embed"), **down)
         self.drop = Dropout(c.activation_dropout)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -23,7 +23,7 @@ from seq2seq_jax.int8 import quantise
 from seq2seq_jax.models.attention import Attention, source_keys
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.kernels import Segments
-from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part
+from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part, finite_in_float16, residual_dtype
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.rules import constrain
 
@@ -134,6 +134,8 @@ class Block(Part):
             y = getattr(self, f"{part}_post_norm")(y)
         if self.config.residual_scale != 1.0:
             y = y * jnp.asarray(self.config.residual_scale, y.dtype)
+        if self.config.float16 == "float32_residual":
+            y = finite_in_float16(y)
         return self.drop(y, deterministic=not train), weights
 
     def _residual(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
@@ -151,6 +153,8 @@ class Block(Part):
         if cross_attend is not None:
             x, cross_weights = self._residual(x, "cross_attention", cross_attend, train)
         x = self._residual(x, "mlp", mlp, train)[0] if beside is None else x + beside
+        if self.config.float16 == "clamped":
+            x = finite_in_float16(x)
         return x, weights, cross_weights
 
     def _self_attend(
@@ -343,6 +347,7 @@ class Stack(Part):
 
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
         """x [batch, length, hidden] through all layers; one `LayerOutput` per layer."""
+        x = x.astype(residual_dtype(self.config, self.dtype))
         if not self.columns:
             return self._through(x, context, show)
         x, shown = self._through(_as_columns(x), context, show)
@@ -402,7 +407,7 @@ class Stack(Part):
           and the extended cache.
         """
         count, seen = x.shape[1] // beams, None
-        x = _as_columns(x)
+        x = _as_columns(x.astype(residual_dtype(self.config, self.dtype)))
         for i, block in enumerate(self._layers()):
             x, weights, cache = block.decode(x, i, cache, beams, context)
             seen = seen if weights is None else weights

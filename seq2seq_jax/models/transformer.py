@@ -38,10 +38,10 @@ def check_length(config: TransformerConfig, length: int) -> None:
         check(length <= most, f"a sequence of {length} tokens is longer than {most}: {remedy}")
 
 
-def _longest(ids: jax.Array, pack_ids: jax.Array | None) -> int:
-    """Tokens of the longest sequence; 0 where packs are traced, and so unknown."""
+def _longest(length: int, pack_ids: jax.Array | None) -> int:
+    """Tokens of the longest sequence in rows of `length`; 0 where packs are traced, and so unknown."""
     if pack_ids is None:
-        return ids.shape[1]
+        return length
     if isinstance(pack_ids, jax.core.Tracer):
         return 0
     return max((int(np.bincount(row)[1:].max(initial=0)) for row in np.asarray(pack_ids)), default=0)
@@ -69,17 +69,18 @@ class Transformer(Part):
         if c.head:
             self.head = Head(c, **kw)
 
-    def _positions(self, ids: jax.Array, mask: jax.Array | None, position_ids, pack_ids) -> jax.Array:
+    def _positions(self, ids: jax.Array | None, length: int, mask, position_ids, pack_ids) -> jax.Array:
+        """[batch or 1, length]; without ids nothing is known to be a pad token (as in torch)."""
         c = self.config
         if position_ids is not None:  # as torch counts them, from the pad token's row on
             return position_ids if c.position_pad_id is None else position_ids - c.position_offset
-        check_length(c, _longest(ids, pack_ids))
-        if c.position_pad_id is not None:
+        check_length(c, _longest(length, pack_ids))
+        if c.position_pad_id is not None and ids is not None:
             return counted_positions(ids != c.position_pad_id, pack_ids)
         if c.positions_from_mask and mask is not None:
             return counted_positions(mask, pack_ids)
         if pack_ids is None:
-            return jnp.arange(ids.shape[1])[None]
+            return jnp.arange(length)[None]
         # A tail may be longer than there are positions: all of it has the first.
         return jnp.maximum(counted_positions(pack_ids > 0, pack_ids), 0)
 
@@ -98,9 +99,10 @@ class Transformer(Part):
 
     def __call__(
         self,
-        ids: jax.Array,
+        ids: jax.Array | None,
         mask: jax.Array | None = None,
         *,
+        embeds: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
         pack_ids: jax.Array | None = None,
@@ -108,11 +110,13 @@ class Transformer(Part):
         cross_mask: jax.Array | Segments | None = None,
         show: Show = Show(),  # noqa: B008
     ) -> tuple[jax.Array, list[LayerOutput]]:
-        """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens."""
-        c, index = self.config, jnp.arange(ids.shape[1])
-        positions = self._positions(ids, mask, position_ids, pack_ids)
-        x = self.embeddings(ids, positions, token_type_ids, train=show.train)
-        masks = self._masks(ids.shape, mask, pack_ids)
+        """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens, `embeds`
+        [batch, length, embedding_size] stand in for the rows of ids, which are None then."""
+        shape = (ids if embeds is None else embeds).shape[:2]
+        c, index = self.config, jnp.arange(shape[1])
+        positions = self._positions(ids, shape[1], mask, position_ids, pack_ids)
+        x = self.embeddings(ids, positions, token_type_ids, embeds=embeds, train=show.train)
+        masks = self._masks(shape, mask, pack_ids)
         context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
         x, shown = self.layers(x, context, show)
         if c.final_norm:
@@ -150,6 +154,7 @@ class Transformer(Part):
             cross_mask=cross_mask.astype(bool),
             ancestry=jnp.broadcast_to(slots, (batch, beams, length)),
             index=jnp.zeros((), jnp.int32),
+            uncounted=None if c.position_pad_id is None else jnp.zeros((batch, 1), jnp.int32),
         )
 
     def decode(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array | None, Cache]:
@@ -164,7 +169,11 @@ class Transformer(Part):
         positions = queries[None]
         if c.position_pad_id is not None:
             real = (tokens != c.position_pad_id).astype(jnp.int32)
-            positions = ((jnp.cumsum(real, axis=2) + cache.index) * real - 1).reshape(batch, beams * count)
+            before = cache.index - cache.uncounted[:, :, None]
+            positions = ((jnp.cumsum(real, axis=2) + before) * real - 1).reshape(batch, beams * count)
+            prompt = cache.index == 0
+            pads = count - jnp.sum(real[:, :1], axis=2)
+            cache = cache.replace(uncounted=jnp.where(prompt, pads, cache.uncounted))
         x = self.embeddings(tokens.reshape(batch, beams * count), positions, None, train=False)
         keys = jnp.arange(cache.length * cache.num_beams) // cache.num_beams
         masks = tuple(cache.visible(beams, count, window and window[0]) for window in c.windows)

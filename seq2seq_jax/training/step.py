@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seq2seq_jax.losses import IGNORED
+from seq2seq_jax.losses import IGNORED, spread_weights
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.rules import constrain
 from seq2seq_jax.training.groups import Groups
@@ -37,18 +37,22 @@ def loss_and_grads(
     """The mean loss over all target tokens, its gradient, and their number.
 
     Args:
-      batch: arguments of `model.apply`, labels [batch, target] among them.
+      batch: arguments of `model.apply`, labels [batch, target] among them; with loss_weights the mean is weighted, over
+        all parts and devices.
       rng: for dropout; None: none.
       axis_name: the pmap axis over which the batch is split; sums go over it, so that uneven parts weigh rightly.
       label_smoothing, z_loss: see losses.py. loss_chunk: target tokens whose logits exist at a time; None: all.
       loss_vocab_chunk: with it, how many logits of each of them do; None: all.
-      accumulation: parts of the batch that are worked on one after the other; each weighs by its target tokens.
+      accumulation: parts of the batch that are worked on one after the other; each weighs by its target tokens, or
+        by their weights.
       frozen: a tree of booleans like `params`; where true, the gradient is zero and not computed. None: nowhere.
       loss_scale: what the loss is multiplied by on the way back, so that float16 holds its gradients; the results are
         without it.
     """
     total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
     count = total(jnp.sum(batch["labels"] != IGNORED))
+    weights = spread_weights(batch.get("loss_weights"), batch["labels"], batch.get("decoder_pack_ids"))
+    weight = count if weights is None else total(jnp.sum(weights))
 
     def objective(params, part, rng):
         if frozen is not None:
@@ -57,7 +61,7 @@ def loss_and_grads(
         loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
         options = {"train": rng is not None, "rngs": rngs, "loss": loss}
         options |= {"chunk": loss_chunk, "vocab_chunk": loss_vocab_chunk}
-        mean = jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / count
+        mean = jnp.sum(model.apply({"params": params}, **part, **options, method="token_losses")) / weight
         return mean if loss_scale is None else mean * loss_scale
 
     value_and_grad = jax.value_and_grad(objective)

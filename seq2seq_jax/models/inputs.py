@@ -1,0 +1,121 @@
+"""What a forward pass is given: one that cannot be right is an error of one line, before it is NaN or a shape of XLA's.
+
+Shapes and kinds are checked always, values where they are known (not while tracing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.targets import check_ids
+
+
+def check_side(
+    config: TransformerConfig,
+    role: str,
+    *,
+    ids: Any = None,
+    embeds: Any = None,
+    attention_mask: Any = None,
+    token_type_ids: Any = None,
+    position_ids: Any = None,
+    pack_ids: Any = None,
+) -> tuple[int, int]:
+    """Checks what the encoder or the decoder (`role`) is given; see `EncoderDecoder.__call__`.
+
+    Returns:
+      Its rows and their length.
+
+    Raises:
+      ValueError: naming the argument, what it holds and what to give.
+    """
+    prefix = "decoder_" if role == "decoder" else ""
+    given, name = (ids, f"{prefix}input_ids") if embeds is None else (embeds, f"{prefix}inputs_embeds")
+    if ids is not None and embeds is not None:
+        raise ValueError(f"{prefix}input_ids and {prefix}inputs_embeds are both given; give one of them")
+    if given is None:
+        raise ValueError(f"the {role} is given nothing to read; give {prefix}input_ids or {prefix}inputs_embeds")
+    shape = np.shape(given)
+    if embeds is None:
+        if len(shape) != 2:
+            raise ValueError(f"{name} has shape {list(shape)}; give [batch, length]")
+        check_ids(name, ids, config.vocab_size)
+    elif len(shape) != 3 or shape[2] != config.embedding_size:
+        raise ValueError(f"{name} has shape {list(shape)}; give [batch, length, {config.embedding_size}]")
+    rows = f"{name} {list(shape)}"
+    for what, array in ((f"{prefix}attention_mask", attention_mask), (f"{role}_pack_ids", pack_ids)):
+        _check_shape(what, array, (shape[:2],), rows)
+    check_whole(f"{role}_pack_ids", pack_ids)
+    _check_shape(f"{prefix}token_type_ids", token_type_ids, (shape[:2],), rows)
+    check_token_types(config, token_type_ids, f"{prefix}token_type_ids")
+    _check_shape(f"{prefix}position_ids", position_ids, (shape[:2], (1, shape[1])), rows)
+    check_positions(config, role, position_ids, f"{prefix}position_ids")
+    return shape[:2]
+
+
+def check_token_types(config: TransformerConfig, ids: Any, name: str = "token_type_ids") -> None:
+    """Token types that the transformer does not have are an error."""
+    if ids is None:
+        return
+    n = config.type_vocab_size
+    if not n:
+        raise ValueError(f"{name} are given, but this {config.family} has no token types; leave them out")
+    remedy = f"give 0 to {n - 1}, or leave them out" if n > 1 else "give 0, or leave them out"
+    check_ids(name, ids, n, table=f"the table of {n} token types of this {config.family}", remedy=remedy)
+
+
+def check_positions(config: TransformerConfig, role: str, ids: Any, name: str) -> None:
+    """Positions that the transformer does not have are an error; RoBERTa's count from its pad token's row on."""
+    if ids is None:
+        return
+    if config.positions == "none":
+        if not config.rotaries:
+            raise ValueError(f"{name} are given, but this {config.family} reads none; leave them out")
+        check_ids(name, ids, np.iinfo(np.int32).max, table="the positions, which count from 0", remedy="give 0 or more")
+        return
+    rows = config.max_positions + (0 if config.position_pad_id is None else config.position_offset)
+    before = (-1,) if config.positions_from_mask else ()  # OPT's of what the mask hides
+    table = f"the table of {rows} positions of this {config.family}"
+    remedy = f"give 0 to {rows - 1}, or load with {role}_max_position_embeddings"
+    check_ids(name, ids, rows, before, table=table, remedy=remedy)
+
+
+def check_whole(name: str, ids: Any) -> None:
+    """Ids that are no whole numbers are an error."""
+    check_ids(name, ids, np.iinfo(np.int32).max, table="the whole numbers from 0", remedy="give those")
+
+
+def _check_shape(name: str, array: Any, shapes: tuple[tuple[int, ...], ...], rows: str) -> None:
+    if array is not None and np.shape(array) not in shapes:
+        raise ValueError(f"{name} has shape {list(np.shape(array))} and {rows}; give it {list(shapes[0])}")
+
+
+def last_hidden_state(encoder_outputs: Any, config: TransformerConfig) -> jax.Array | np.ndarray:
+    """The encoder's states [batch, source, hidden] of what a caller has of them.
+
+    Args:
+      encoder_outputs: an array of that shape; an output that names them `encoder_last_hidden_state` (ours) or
+        `last_hidden_state` (torch's); or a tuple or list that begins with them.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    states = encoder_outputs
+    for name in ("encoder_last_hidden_state", "last_hidden_state"):
+        named = states.get(name) if isinstance(states, Mapping) else getattr(states, name, None)
+        states = states if named is None else named
+    states = states[0] if isinstance(states, (tuple, list)) and len(states) else states
+    if not isinstance(states, jax.Array):
+        states = np.asarray(states)
+    if states.ndim != 3 or states.shape[2] != config.hidden_size or not jnp.issubdtype(states.dtype, jnp.floating):
+        raise ValueError(
+            f"encoder_outputs holds {states.dtype} of shape {list(states.shape)}; give the encoder's last hidden states,"
+            f" [batch, source, {config.hidden_size}], or an output that begins with them"
+        )
+    return states
