@@ -186,10 +186,10 @@ def _word_blocking(settings: GenerationConfig, vocab_size: int, tokenizer: Any) 
 
 
 def _top_k_top_p(settings: GenerationConfig, keep: int) -> w.TopKTopP:
-    width, top_k, top_p = None, None, None
+    width, top_k, top_p, tail = None, None, None, None
     if settings.top_k:
         top_k = np.int32(settings.top_k)
         width = max(_WIDTH, 1 << (max(settings.top_k, keep) - 1).bit_length())
     if settings.top_p < 1:
-        top_p = np.float32(settings.top_p)
-    return w.TopKTopP(top_k, top_p, np.int32(keep), width)
+        top_p, tail = np.float32(settings.top_p), np.float32(1 - settings.top_p)
+    return w.TopKTopP(top_k, top_p, np.int32(keep), width, tail)

@@ -1,13 +1,15 @@
 """Warpers of next-token scores for sampling, in the order in which transformers' generate applies them.
 
-All take scores float32 [batch, n, rows] and a View, and ban what is not to be drawn. Scores equal to the last kept one
-are kept. `keep` tokens stay in any case.
+All take scores float32 [batch, n, rows] and a View, and ban what is not to be drawn. `keep` tokens stay in any case.
+They keep as many tokens as torch's classes on a CPU, whose running sums are doubles that are rounded to float32. Which of
+equal scores stay where a cut falls among them is left open by torch's unstable sort; here those with the lowest ids do.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from seq2seq_jax.decoding.logits import View, highest
@@ -40,11 +42,12 @@ class TopH:
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
         ordered = _ordered(scores, 100)
-        log_probs = jax.nn.log_softmax(ordered, axis=-1)
-        terms = _entropy_terms(log_probs)
-        budget = self.top_h * jnp.sum(terms, axis=-1, keepdims=True)
-        kept = (jnp.cumsum(terms, axis=-1) <= budget) & (jnp.exp(log_probs) > 0)
-        return _from(scores, jnp.min(jnp.where(kept, ordered, ordered[..., :1]), axis=-1, keepdims=True))
+        probs = jax.nn.softmax(ordered, axis=-1)
+        terms = jnp.where(probs > 0, -probs * jnp.log(probs), 0.0)
+        entropy = jnp.sum(_entropy_terms(jax.nn.log_softmax(ordered, axis=-1)), axis=-1, keepdims=True)
+        within = (_running_sum(terms) <= self.top_h * entropy) & (probs > 0)
+        count = jnp.maximum(jnp.sum(within, axis=-1, keepdims=True), 1)
+        return jnp.where(_first(scores, ordered, count), scores, -jnp.inf)
 
 
 @struct.dataclass
@@ -55,24 +58,40 @@ class TopKTopP:
     Attributes:
       top_k: int32 scalar, top_p: float32 scalar; None is off.
       keep: int32 scalar. width: how many of the best are ordered, at least top_k; None: all.
+      tail: float32 scalar, 1 - top_p as torch rounds it, from doubles; None: from the decimals of top_p.
     """
 
     top_k: jax.Array | None
     top_p: jax.Array | None
     keep: jax.Array
     width: int | None = struct.field(pytree_node=False, default=None)
+    tail: jax.Array | None = None
+
+    def __post_init__(self):
+        if self.top_p is not None and self.tail is None:
+            object.__setattr__(self, "tail", np.float32(1 - float(str(np.float32(self.top_p)))))
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        ordered, kept = _ordered(scores, self.width), None
-        places = jnp.arange(ordered.shape[-1])
+        ordered, least = _ordered(scores, self.width), jnp.full((1, 1, 1), -jnp.inf)
         if self.top_k is not None:
-            last = jnp.clip(jnp.maximum(self.top_k, self.keep), 1, len(places)) - 1
-            kept = ordered >= jax.lax.dynamic_index_in_dim(ordered, last, axis=-1)
-        if self.top_p is not None:
-            probs = jax.nn.softmax(ordered if kept is None else jnp.where(kept, ordered, -jnp.inf), axis=-1)
-            nucleus = (jnp.cumsum(probs, axis=-1) - probs < self.top_p) | (places < self.keep)
-            kept = nucleus if kept is None else kept & nucleus
-        return _from(scores, jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True))
+            last = jnp.clip(jnp.maximum(self.top_k, self.keep), 1, ordered.shape[-1]) - 1
+            least = jax.lax.dynamic_index_in_dim(ordered, last, axis=-1)
+        if self.top_p is None:
+            return _from(scores, least)
+        nucleus = lambda ordered: jnp.where(_first(scores, ordered, self._count(ordered, least)), scores, -jnp.inf)
+        if ordered.shape == scores.shape:
+            return nucleus(ordered)
+        # More scores than are ordered may equal the last of the top_k.
+        many = jnp.sum((scores >= least) & (scores > -jnp.inf), axis=-1) > ordered.shape[-1]
+        return jax.lax.cond(jnp.any(many), lambda: nucleus(_ordered(scores, None)), lambda: nucleus(ordered))
+
+    def _count(self, ordered: jax.Array, least: jax.Array) -> jax.Array:
+        """How many tokens hold `top_p` of those from the score `least` [..., 1] on: [..., 1]."""
+        rising = jnp.flip(ordered, axis=-1)
+        sums = _running_sum(jax.nn.softmax(jnp.where(rising >= least, rising, -jnp.inf), axis=-1))
+        size = ordered.shape[-1]
+        removed = (sums <= self.tail) & (jnp.arange(size) < size - self.keep)
+        return size - jnp.sum(removed, axis=-1, keepdims=True)
 
 
 @struct.dataclass
@@ -88,8 +107,12 @@ class MinP:
     keep: int = struct.field(pytree_node=False, default=1)
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        threshold = jnp.max(scores, axis=-1, keepdims=True) + jnp.log(self.min_p)
-        return _from(scores, jnp.minimum(threshold, _best(scores, self.keep)))
+        probs = jax.nn.softmax(scores, axis=-1)
+        kept = probs >= self.min_p * jnp.max(probs, axis=-1, keepdims=True)
+        if self.keep > 1:
+            best = _ordered(scores, self.keep)
+            kept |= _first(scores, best, jnp.full((1, 1, 1), best.shape[-1]))
+        return jnp.where(kept, scores, -jnp.inf)
 
 
 @struct.dataclass
@@ -108,10 +131,12 @@ class TypicalP:
         log_probs = jax.nn.log_softmax(scores, axis=-1)
         entropy = jnp.sum(_entropy_terms(log_probs), axis=-1, keepdims=True)
         distance = jnp.abs(-log_probs - entropy)
-        ordered, probs = jax.lax.sort((distance, jnp.exp(log_probs)), num_keys=1)
-        before = jnp.sum(jnp.cumsum(probs, axis=-1) < self.mass, axis=-1, keepdims=True)
-        last = jnp.clip(jnp.maximum(before, self.keep - 1), 0, scores.shape[-1] - 1)
-        return jnp.where(distance > jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf, scores)
+        ordered, logits = jax.lax.sort((distance, scores), num_keys=1)
+        before = jnp.sum(_running_sum(jax.nn.softmax(logits, axis=-1)) < self.mass, axis=-1, keepdims=True)
+        farthest = jnp.take_along_axis(ordered, jnp.minimum(before, scores.shape[-1] - 1), axis=-1)
+        count = jnp.maximum(jnp.sum(ordered <= farthest, axis=-1, keepdims=True), self.keep)
+        count = jnp.minimum(count, scores.shape[-1])
+        return jnp.where(_first(-distance, -ordered, count), scores, -jnp.inf)
 
 
 @struct.dataclass
@@ -145,7 +170,7 @@ class EtaCutoff:
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
         log_probs = jax.nn.log_softmax(scores, axis=-1)
         entropy = jnp.sum(_entropy_terms(log_probs), axis=-1, keepdims=True)
-        rare = jnp.exp(log_probs) < jnp.minimum(self.epsilon, jnp.sqrt(self.epsilon) * jnp.exp(-entropy))
+        rare = jax.nn.softmax(scores, axis=-1) < jnp.minimum(self.epsilon, jnp.sqrt(self.epsilon) * jnp.exp(-entropy))
         return jnp.where(rare & (scores < _best(scores, self.keep)), -jnp.inf, scores)
 
 
@@ -170,6 +195,32 @@ def _best(scores: jax.Array, keep: int) -> jax.Array:
     if keep == 1:
         return jnp.max(scores, axis=-1, keepdims=True)
     return highest(scores, min(keep, scores.shape[-1]))[0][..., -1:]
+
+
+def _first(scores: jax.Array, ordered: jax.Array, count: jax.Array) -> jax.Array:
+    """bool, like scores [batch, n, rows]: the `count` [..., 1] best; `ordered` [..., width] holds them, best first."""
+    last = jnp.take_along_axis(ordered, jnp.broadcast_to(count - 1, (*ordered.shape[:-1], 1)), axis=-1)
+    level = scores == last
+    spare = count - jnp.sum(ordered > last, axis=-1, keepdims=True)
+    cut = jnp.any(jnp.sum(level, axis=-1, keepdims=True) > spare)
+    return jax.lax.cond(
+        cut, lambda: (scores > last) | (level & (jnp.cumsum(level, axis=-1) <= spare)), lambda: scores >= last
+    )
+
+
+def _running_sum(x: jax.Array) -> jax.Array:
+    """Sums of x along its last axis up to each place, as of doubles that are rounded to float32 (torch.cumsum's on a
+    CPU). Each is held as two float32 (Dekker 1971), so that they may be added in any order."""
+
+    def added(a, b):
+        (high_a, low_a), (high_b, low_b) = a, b
+        high = high_a + high_b
+        part = high - high_a
+        low = low_a + low_b + ((high_a - (high - part)) + (high_b - part))
+        whole = high + low
+        return whole, low - (whole - high)
+
+    return jax.lax.associative_scan(added, (x, jnp.zeros_like(x)), axis=-1)[0]
 
 
 def _entropy_terms(log_probs: jax.Array) -> jax.Array:
