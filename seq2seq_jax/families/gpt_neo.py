@@ -29,6 +29,7 @@ def from_hf(hf, role):
         hf,
         FIELDS,
         intermediate_size=hf["intermediate_size"] or 4 * hf["hidden_size"],
+        padding_idx=None,
         norm_position="pre",
         embedding_norm=False,
         final_norm=True,

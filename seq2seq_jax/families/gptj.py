@@ -13,6 +13,7 @@ def from_hf(hf, role):
         hf,
         gpt2.FIELDS,
         intermediate_size=hf["n_inner"] or 4 * hf["n_embd"],
+        padding_idx=None,
         norm_position="pre",
         parallel_residual=True,
         parallel_norm=True,
