@@ -182,6 +182,10 @@ def _padding_idx(pad_token_id: int | None, vocab_size: int) -> int | None:
 def _with_cross_every(config: TransformerConfig, every: int) -> TransformerConfig:
     if not isinstance(every, int) or not 1 <= every <= config.num_layers:
         raise ValueError(f"cross_attention_every is {every!r}; give a number from 1 to {config.num_layers}, the layers")
+    if config.merged_attention:
+        raise ValueError(
+            f"cross_attention_every is {every}, and in {config.family} all layers read the source; leave it out"
+        )
     layers = [
         dataclasses.replace(config.layer(i), cross_attention=(i + 1) % every == 0) for i in range(config.num_layers)
     ]

@@ -112,10 +112,11 @@ def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached, also) -> tuple
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
     product = functools.partial(summed_in_float32, functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"))
-    own = v.shape[2]
-    y = product(dropped[..., :own], v)
-    if also is not None:
-        y = y + product(dropped[..., own:], also[1])
+    if also is None:
+        y = product(dropped, v)
+    else:
+        own, more = jnp.split(dropped, [v.shape[2]], axis=-1)
+        y = product(own, v) + product(more, also[1])
     y = checkpoint_name(y, "attention_out")
     return (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
 

@@ -49,7 +49,8 @@ class Context:
 
     Attributes:
       self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
-        splash attention `Segments`. cross_mask: likewise, [batch, 1, queries, source].
+        splash attention `Segments`. cross_mask: likewise, [batch, 1, queries, source]. Of merged attention, outside of
+        decoding, the first are of both: [batch, 1, queries, queries + source].
       rotations: for each of the config's rotaries, its cosine and sine.
       positions: of queries [queries] and keys [keys], for relative biases. bias: that of all layers, or None.
       position_table: DeBERTa's, or None.
@@ -107,15 +108,8 @@ class Block(Part):
 
     @property
     def has_cross(self) -> bool:
-        return self.reads_source and not self.config.merged_attention
-
-    @property
-    def reads_source(self) -> bool:
-        return self.config.cross_attention_size is not None and self.settings.cross_attention
-
-    @property
-    def merged(self) -> bool:
-        return self.reads_source and self.config.merged_attention
+        c = self.config
+        return c.cross_attention_size is not None and self.settings.cross_attention and not c.merged_attention
 
     def _norm_before(self, part: str) -> str | None:
         """The name of the norm in front of `part`, if there is any."""
@@ -157,10 +151,8 @@ class Block(Part):
             x = finite_in_float16(x)
         return x, weights, cross_weights
 
-    def _self_attend(
-        self, y: jax.Array, keys_values: Any, context: Context, *, train: bool = False, mask=None, **options
-    ):
-        """keys_values: those to attend over, from new ones. mask: None is the layer's. options: of `attend`."""
+    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, *, train: bool = False, **options):
+        """keys_values: those to attend over, from new ones. options: of `attend`."""
         c, attention = self.config, self.self_attention
         rotary = self.settings.rotary
         rotation = None if rotary is None else context.rotations[c.rotaries.index(rotary)]
@@ -170,7 +162,7 @@ class Block(Part):
         return attention(
             y,
             keys_values(attention.keys_values(y, rotation)),
-            context.self_masks[c.windows.index(self.settings.reach)] if mask is None else mask,
+            context.self_masks[c.windows.index(self.settings.reach)],
             train=train,
             rotation=rotation,
             bias=bias,
@@ -182,11 +174,11 @@ class Block(Part):
         options = {"train": show.train, "whole": show.train or show.attentions}
 
         def self_attend(y):
-            if not self.merged:
+            if not self.config.merged_attention:
                 return self._self_attend(y, lambda new: new, context, **options)
             source = self._source_keys_values(context.encoder_states)
             joined = lambda new: tuple(jnp.concatenate(both, axis=2) for both in zip(new, source))
-            return self._self_attend(y, joined, context, mask=self._joined_mask(y, context), **options)
+            return self._self_attend(y, joined, context, **options)
 
         def cross_attend(y):
             keys_values = self.cross_attention.keys_values(context.encoder_states)
@@ -195,9 +187,8 @@ class Block(Part):
         new, weights, cross_weights = self._forward(
             x, self_attend, cross_attend if self.has_cross else None, show.train
         )
-        if self.merged and weights is not None:
-            length = x.shape[-1 if self.columns else 1]
-            weights, cross_weights = weights[..., :length], weights[..., length:]
+        if self.config.merged_attention and weights is not None:
+            weights, cross_weights = jnp.split(weights, [weights.shape[2]], axis=-1)
         shown = LayerOutput(
             hidden=x if show.hidden_states else None,
             attention=weights if show.attentions else None,
@@ -211,19 +202,9 @@ class Block(Part):
             return self.cross_attention.keys_values(encoder_states)
         return self.self_attention.keys_values(_as_columns(encoder_states) if self.columns else encoder_states)
 
-    def _joined_mask(self, y: jax.Array, context: Context) -> jax.Array | Segments | None:
-        """That of the merged attention, [batch, 1, queries, queries + source]."""
-        own, cross = context.self_masks[self.config.windows.index(self.settings.reach)], context.cross_mask
-        if isinstance(own, Segments):
-            return own  # a kernel that refuses
-        states = context.encoder_states
-        batch, queries = states.shape[0], y.shape[-1 if self.columns else 1]
-        full = lambda mask, keys: jnp.broadcast_to(True if mask is None else mask, (batch, 1, queries, keys))
-        return jnp.concatenate([full(own, queries), full(cross, states.shape[1])], axis=-1)
-
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Keys as `source_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
-        if not self.reads_source:
+        if not self.has_cross and not self.config.merged_attention:
             return None
         k, v = self._source_keys_values(encoder_states)
         return source_keys(k), v
@@ -240,7 +221,8 @@ class Block(Part):
             return written.keys[layer], written.values[layer]
 
         source_mask = cache.cross_mask[:, None, None, :]
-        also = (*cache.cross[layer], source_mask) if self.merged else None
+        merged = self.config.merged_attention
+        also = (*cache.cross[layer], source_mask) if merged else None
 
         def self_attend(y):
             return self._self_attend(y, write, context, cached=True, also=also)
@@ -249,7 +231,7 @@ class Block(Part):
             return self.cross_attention(y, cache.cross[layer], source_mask, cached=True)
 
         x, own, weights = self._forward(x, self_attend, cross_attend if self.has_cross else None, False)
-        return x, own[..., -cache.cross_mask.shape[1] :] if self.merged else weights, written
+        return x, own[..., -cache.cross_mask.shape[1] :] if merged else weights, written
 
 
 class Repeat(Part):

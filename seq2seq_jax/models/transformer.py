@@ -117,6 +117,9 @@ class Transformer(Part):
         positions = self._positions(ids, shape[1], mask, position_ids, pack_ids)
         x = self.embeddings(ids, positions, token_type_ids, embeds=embeds, train=show.train)
         masks = self._masks(shape, mask, pack_ids)
+        if c.merged_attention and self.attention_impl != "splash":  # which refuses
+            joint = (*shape, encoder_states.shape[1])
+            masks = tuple(_joined(each, cross_mask, joint) for each in masks)
         context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
         x, shown = self.layers(x, context, show)
         if c.final_norm:
@@ -188,6 +191,13 @@ class Transformer(Part):
 def _within(distance: jax.Array, window: tuple[int, int]) -> jax.Array:
     """Whether a key at query - distance is in the window."""
     return (distance <= window[0]) & (-distance <= window[1])
+
+
+def _joined(own: jax.Array | None, cross: jax.Array | None, shape: tuple[int, int, int]) -> jax.Array:
+    """Both side by side, bool [batch, 1, queries, queries + source]; `shape` is (batch, queries, source)."""
+    batch, queries, source = shape
+    full = lambda mask, keys: jnp.broadcast_to(True if mask is None else mask, (batch, 1, queries, keys))
+    return jnp.concatenate([full(own, queries), full(cross, source)], axis=-1)
 
 
 def join(a: jax.Array | None, b: jax.Array) -> jax.Array:

@@ -140,7 +140,7 @@ CASES: dict[str, tuple[str, dict]] = {
                                               "use_bidirectional_attention": True}),
     "t5gemma": ("t5gemma", {"encoder": LOCAL, "decoder": {**LOCAL, "hidden_size": 16}, "vocab_size": 37}),
     "t5gemma2": ("t5gemma2", {"encoder": {"text_config": {**GEMMA3_LOCAL, "sliding_window": 4},
-                                          "vision_config": VISION, "mm_tokens_per_image": 4, "eoi_token_index": 7},
+                                          "vision_config": VISION, "mm_tokens_per_image": 4, "eoi_token_index": 24},
                               "decoder": GEMMA3_LOCAL}),
 }  # fmt: skip
 NO_ENCODERS = ("trocr", "t5gemma", "t5gemma2")
