@@ -3,7 +3,8 @@
 Validation, no behaviour.
 """
 
-from seq2seq_jax.config.generation import GenerationConfig, generation_from_hf, generation_to_hf
+from seq2seq_jax.config.generation import GenerationConfig
+from seq2seq_jax.config.generation_files import generation_from_hf, generation_to_hf
 from seq2seq_jax.config.models import (
     ACTIVATIONS,
     PAIR,

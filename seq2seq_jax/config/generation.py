@@ -13,12 +13,12 @@ Phrase = tuple[int, ...]
 
 # What None stands for where it is not the default: torch then leaves the processor out.
 _OFF = {"top_k": 0}
-_WHOLE = (
+WHOLE = (
     ("num_beams", 1), ("num_beam_groups", 1), ("num_return_sequences", 1), ("top_k", 0), ("min_length", 0),
     ("no_repeat_ngram_size", 0), ("encoder_no_repeat_ngram_size", 0), ("no_repeat_word_ngram_size", 0),
     ("max_matching_ngram_size", 1),
 )  # fmt: skip
-_MAYBE_WHOLE = (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("prompt_lookup_num_tokens", 1))
+MAYBE_WHOLE = (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("prompt_lookup_num_tokens", 1))
 # (field, lower bound, whether it is allowed itself, upper bound, whether it is allowed itself)
 _RANGES = (
     ("temperature", 0, False, None, False),
@@ -35,7 +35,7 @@ _RANGES = (
     ("coverage_penalty", 0, True, None, False),
     ("max_time", 0, False, None, False),
 )
-_SWITCHES = ("do_sample", "remove_invalid_values", "renormalize_logits", "output_scores", "output_logits")
+SWITCHES = ("do_sample", "remove_invalid_values", "renormalize_logits", "output_scores", "output_logits")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class GenerationConfig:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            value = _hashable(getattr(self, f.name))
+            value = hashable(getattr(self, f.name))
             object.__setattr__(self, f.name, _OFF.get(f.name, f.default) if value is None else value)
         self._check_numbers()
         self._check_tokens()
@@ -136,9 +136,9 @@ class GenerationConfig:
         )
 
     def _check_numbers(self) -> None:
-        for name, low in (*_WHOLE, *_MAYBE_WHOLE):
+        for name, low in (*WHOLE, *MAYBE_WHOLE):
             value = getattr(self, name)
-            fits = (value is None and (name, low) in _MAYBE_WHOLE) or (_is_whole(value) and value >= low)
+            fits = (value is None and (name, low) in MAYBE_WHOLE) or (_is_whole(value) and value >= low)
             check(fits, f"{name} is {value!r}; give a whole number from {low} up")
         for name, low, with_low, high, with_high in _RANGES:
             value = getattr(self, name)
@@ -151,7 +151,7 @@ class GenerationConfig:
         alpha = self.gnmt_length_penalty
         check(_is_number(self.length_penalty), f"length_penalty is {self.length_penalty!r}; give a number")
         check(alpha is None or _is_number(alpha), f"gnmt_length_penalty is {alpha!r}; give a number")
-        for name in _SWITCHES:
+        for name in SWITCHES:
             value = getattr(self, name)
             check(isinstance(value, bool), f"{name} is {value!r}; give True or False")
 
@@ -193,47 +193,14 @@ class GenerationConfig:
         return dataclasses.replace(self, **changes)
 
 
-def generation_from_hf(*sources: Mapping[str, Any]) -> GenerationConfig:
-    """Merges generation settings from the places where they hide; a later source wins.
-
-    Args:
-      sources: JSON objects, weakest first: the decoder's sub-config, the pair's config.json, generation_config.json.
-        Fields that are null or of no concern to generation are passed over.
-
-    Returns:
-      The settings; fields that no source names keep their defaults.
-    """
-    names = {f.name for f in dataclasses.fields(GenerationConfig)}
-    merged: dict[str, Any] = {}
-    for source in sources:
-        merged.update({k: v for k, v in source.items() if k in names and v is not None})
-    return GenerationConfig(**merged)
-
-
-def generation_to_hf(config: GenerationConfig, source: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `generation_config.json`: `source` (unknown fields kept) with the settings that differ from
-    torch's defaults or stand in `source`."""
-    out = dict(source)
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.name in out or value != f.default:
-            out[f.name] = _listed(value)
-    return out
-
-
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """Lists become tuples, mappings tuples of (key, value), numpy's values python's."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, list | tuple):
-        return tuple(_hashable(v) for v in value)
+        return tuple(hashable(v) for v in value)
     return value
-
-
-def _listed(value: Any) -> Any:
-    """Tuples become lists, as JSON and torch have them."""
-    return [_listed(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _is_whole(value: Any) -> bool:

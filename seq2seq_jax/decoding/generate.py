@@ -122,7 +122,7 @@ def compile_generate(
     Raises:
       ValueError: as `generate`.
     """
-    settings, ids = generation_config or GenerationConfig(), np.zeros(shape, np.int32)
+    settings, ids = (generation_config or GenerationConfig()).replace(), np.zeros(shape, np.int32)
     _check(settings, rng, None, model.config)
     engine.compile_search(_search(model, params, ids, None, None, None, settings, rng=rng, **given))
 

@@ -20,6 +20,7 @@ from seq2seq_jax.config import (
     generation_to_hf,
     nearest,
 )
+from seq2seq_jax.config.generation_files import check_as_torch, note_unknown
 from seq2seq_jax.families import registry
 from seq2seq_jax.parallel.rules import RULES
 from seq2seq_jax.weights.files import read_json
@@ -142,19 +143,39 @@ def _short(ids: tuple[int, ...]) -> int | list[int]:
     return ids[0] if len(ids) == 1 else list(ids)
 
 
-def merged_generation(hf: Mapping[str, Any], file: Mapping[str, Any]) -> GenerationConfig:
-    """Generation settings from where they hide.
+def merged_generation(
+    hf: Mapping[str, Any], file: Path, given: Any, report: Report
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Generation settings from where they hide, and the content of the generation_config.json that they come from.
 
     generation_config.json wins; without one, settings in config.json and in its decoder section count (checkpoints of
     before v4.26). Token ids fall back to config.json in either case.
+
+    Args:
+      file: the path of generation_config.json, which may be missing.
+      given: what takes its place, but for token ids that it leaves out: a GenerationConfig, a mapping that is read as
+        the file is, or an object with `to_dict` (transformers.GenerationConfig); None: nothing does.
     """
+    content = read_json(file) if file.exists() else {}
     decoder, top = dict(hf.get("decoder", {})), dict(hf)
     # Old decoder sections list every default, max_length 20 among them.
     if decoder.get("max_length") == 20:
         del decoder["max_length"]
-    if file:
+    if given is not None:
+        content = {k: v for k, v in content.items() if k in TOKEN_FIELDS}
+    elif content:
+        check_as_torch(content, file)
+    if content or given is not None:
         decoder, top = ({k: v for k, v in c.items() if k in TOKEN_FIELDS} for c in (decoder, top))
-    return generation_from_hf(decoder, top, file)
+    if isinstance(given, GenerationConfig):
+        tokens = generation_from_hf(decoder, top, content, note=report.note)
+        missing = [name for name in TOKEN_FIELDS if getattr(given, name) is None]
+        return given.replace(**{name: getattr(tokens, name) for name in missing}), {}
+    if given is not None:
+        given = given if isinstance(given, Mapping) else given.to_dict()
+        content = {**content, **{k: v for k, v in given.items() if v is not None}}
+    note_unknown(content, report.note)
+    return generation_from_hf(decoder, top, content, note=report.note), content
 
 
 def pair_tokens(

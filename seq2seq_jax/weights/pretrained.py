@@ -101,6 +101,7 @@ def from_pretrained(
     param_dtype: Dtype = jnp.float32,
     mesh: Mesh | None = None,
     params_directory: str | os.PathLike | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | Any = None,
 ) -> Pretrained:
     """Loads a pair that torch's EncoderDecoderModel, `save_pretrained` or `save_orbax` wrote, or a whole
     sequence-to-sequence model of a class of its own (BART, T5 ...).
@@ -110,6 +111,9 @@ def from_pretrained(
       params_directory: a checkpoint of a run (`<workdir>/checkpoints/<step>`), if `path_or_id` is the run's `model/`.
       dtype: of the computation. param_dtype: of the parameters.
       mesh: each device gets its part of the parameters only.
+      generation_config: in place of the directory's generation_config.json (its token ids fill what this leaves out): a
+        GenerationConfig, a mapping with such a file's fields, or a transformers.GenerationConfig. What a file says is
+        read as transformers 5 acts on it; what is left out or read otherwise stands in the report.
 
     Raises:
       FileNotFoundError, ValueError: naming the file, tensor or field at fault and what to do.
@@ -117,9 +121,9 @@ def from_pretrained(
     directory = local_directory(path_or_id)
     hf = read_config(directory)
     report = Report()
-    generation_file = directory / "generation_config.json"
-    generation_source = read_json(generation_file) if generation_file.exists() else {}
-    generation = hf_config.merged_generation(hf, generation_source)
+    generation, generation_source = hf_config.merged_generation(
+        hf, directory / "generation_config.json", generation_config, report
+    )
     native_params = params_directory is not None or (directory / native.PARAMS).is_dir()
     checkpoint = None if native_params else open_checkpoint(directory, report.note)
     config = _pair_config(hf, mesh, directory)
