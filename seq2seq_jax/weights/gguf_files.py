@@ -102,7 +102,9 @@ class GgufCheckpoint:
     def origin(self, name: str) -> str:
         """How the values came about, for the report; "" where they are the file's own."""
         kind = self._header.tensors[self._where[name]].kind
-        return "" if kind in PLAIN else f"dequantized from {_library(self._header.path).GGMLQuantizationType(kind).name}"
+        return (
+            "" if kind in PLAIN else f"dequantized from {_library(self._header.path).GGMLQuantizationType(kind).name}"
+        )
 
     @staticmethod
     def values(header: GgufFile, stored: str) -> np.ndarray:
@@ -164,7 +166,9 @@ def read_gguf(path: Path) -> GgufFile:
             raise ValueError(f"{path} is damaged or cut short (in its header); fetch it again") from None
     parts = header.metadata.get("split.count", 0)
     if parts > 1:
-        raise ValueError(f"{path} is one of {parts} parts of a model; join them (llama-gguf-split --merge), give the whole")
+        raise ValueError(
+            f"{path} is one of {parts} parts of a model; join them (llama-gguf-split --merge), give the whole"
+        )
     for name, tensor in header.tensors.items():
         if tensor.kind in PLAIN:
             end = tensor.start + math.prod(tensor.shape) * PLAIN[tensor.kind].itemsize
