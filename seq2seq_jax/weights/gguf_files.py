@@ -1,6 +1,6 @@
 """GGUF files (llama.cpp): the container, read without the `gguf` package, and its tensors as a checkpoint.
 
-Source: docs/gguf.md of ggml. Only quantized tensors need the package, whose `gguf.quants.dequantize` gives their values.
+Source: docs/gguf.md of ggml. Only quantized tensors need the package, for `gguf.quants.dequantize`.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class GgufCheckpoint:
             return gguf.quants.dequantize(data, kind)
         except NotImplementedError:
             raise ValueError(
-                f"{header.path}: {stored} is of the type {kind.name}, which the package gguf cannot dequantize; quantize"
-                " the model as another type, such as Q8_0"
+                f"{header.path}: {stored} is of the type {kind.name}, which the package gguf cannot dequantize; take"
+                " the model in another type, such as Q8_0"
             ) from None
 
 
@@ -132,7 +132,7 @@ def _library(path: Path) -> Any:
         import gguf.quants
     except ImportError:
         raise ImportError(
-            f"{path} holds quantized tensors, which need the package gguf; run: pip install 'seq2seq_jax[gguf]' (or gguf)"
+            f"{path} holds quantized tensors, which need the package gguf; run: pip install 'seq2seq_jax[gguf]'"
         ) from None
     return gguf
 

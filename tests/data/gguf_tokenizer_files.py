@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 pytest.importorskip("gguf")
 
-from gguf_writing import write_tokenizer  # noqa: E402
+from gguf_writing import write_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 TEXTS = [
@@ -23,8 +23,8 @@ TEXTS = [
 
 
 def byte_pairs(path, pre):
-    """Byte-level BPE with control tokens and one user-defined token; trained on whole lines, so that the merges reach over
-    what the splitting rules cut."""
+    """Byte-level BPE with control tokens and one user-defined token; trained on whole lines, so that merges reach
+    over what the splitting rules cut."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(

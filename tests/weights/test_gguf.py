@@ -116,7 +116,7 @@ def test_config_and_tensors(name, tmp_path):
 @pytest.mark.parametrize("name", RUN)
 def test_both_sides_as_torch(name, tmp_path):
     torch = pytest.importorskip("torch")
-    model, config, _ = written(tmp_path / "model.gguf", name)
+    model, _, _ = written(tmp_path / "model.gguf", name)
     pair = from_encoder_decoder_pretrained(tmp_path / "model.gguf", tmp_path)
     ids = np.random.default_rng(0).integers(3, 45, (2, 9))
     ours = jax.jit(lambda params, x: pair.model.apply({"params": params}, x, decoder_input_ids=x))(pair.params, ids)
