@@ -31,7 +31,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB_PATTERNS) -> Path:
-    """A directory on disk, or a .gguf file: `path_or_id` itself, or the hub repository of that name, downloaded or cached.
+    """A directory on disk (or a .gguf file): `path_or_id` itself, or the hub repository of that name, downloaded.
 
     The network is asked only about what can be a hub id.
 

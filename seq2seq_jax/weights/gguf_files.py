@@ -1,6 +1,6 @@
 """GGUF files (llama.cpp): the container, read without the `gguf` package, and its tensors as a checkpoint.
 
-Source: docs/gguf.md of ggml. Only quantized tensors need the package, whose `gguf.quants.dequantize` gives their values.
+Source: docs/gguf.md of ggml. Only quantized tensors need the package, for `gguf.quants.dequantize`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class GgufCheckpoint:
     def origin(self, name: str) -> str:
         """How the values came about, for the report; "" where they are the file's own."""
         kind = self._header.tensors[self._where[name]].kind
-        return "" if kind in PLAIN else f"dequantized from {_library(self._header.path).GGMLQuantizationType(kind).name}"
+        return (
+            "" if kind in PLAIN else f"dequantized from {_library(self._header.path).GGMLQuantizationType(kind).name}"
+        )
 
     @staticmethod
     def values(header: GgufFile, stored: str) -> np.ndarray:
@@ -119,8 +121,8 @@ class GgufCheckpoint:
             return gguf.quants.dequantize(data, kind)
         except NotImplementedError:
             raise ValueError(
-                f"{header.path}: {stored} is of the type {kind.name}, which the package gguf cannot dequantize; quantize"
-                " the model as another type, such as Q8_0"
+                f"{header.path}: {stored} is of the type {kind.name}, which the package gguf cannot dequantize; take"
+                " the model in another type, such as Q8_0"
             ) from None
 
 
@@ -130,7 +132,7 @@ def _library(path: Path) -> Any:
         import gguf.quants
     except ImportError:
         raise ImportError(
-            f"{path} holds quantized tensors, which need the package gguf; run: pip install 'seq2seq_jax[gguf]' (or gguf)"
+            f"{path} holds quantized tensors, which need the package gguf; run: pip install 'seq2seq_jax[gguf]'"
         ) from None
     return gguf
 
@@ -164,7 +166,9 @@ def read_gguf(path: Path) -> GgufFile:
             raise ValueError(f"{path} is damaged or cut short (in its header); fetch it again") from None
     parts = header.metadata.get("split.count", 0)
     if parts > 1:
-        raise ValueError(f"{path} is one of {parts} parts of a model; join them (llama-gguf-split --merge), give the whole")
+        raise ValueError(
+            f"{path} is one of {parts} parts of a model; join them (llama-gguf-split --merge), give the whole"
+        )
     for name, tensor in header.tensors.items():
         if tensor.kind in PLAIN:
             end = tensor.start + math.prod(tensor.shape) * PLAIN[tensor.kind].itemsize

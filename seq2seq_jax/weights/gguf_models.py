@@ -163,7 +163,9 @@ def _rope(file: GgufFile, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
     if kind == "none":
         return {"rope_type": "default", "rope_theta": theta}
     if kind not in ("linear", "yarn"):
-        raise ValueError(f"{file.path}: rotary scaling of type {kind!r} is not supported; linear, yarn and LLaMA 3's are")
+        raise ValueError(
+            f"{file.path}: rotary scaling of type {kind!r} is not supported; linear, yarn and LLaMA 3's are"
+        )
     out = {"rope_type": kind, "rope_theta": theta, "factor": _decimal(_number(file, "rope.scaling.factor"))}
     if kind == "yarn":
         out["original_max_position_embeddings"] = length or _number(file, "context_length")
@@ -179,7 +181,9 @@ def _llama3(file: GgufFile, theta: float, divisors: np.ndarray, length: int) -> 
     turns = length / (2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors)))
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
-        raise ValueError(f"{file.path}: {ROPE_FREQS} is not LLaMA 3's scaling over {length} positions; others are not read")
+        raise ValueError(
+            f"{file.path}: {ROPE_FREQS} is not LLaMA 3's scaling over {length} positions; others are not read"
+        )
     edges = {"low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": length}
     return {"rope_type": "llama3", "factor": _decimal(factor), **edges}
 
@@ -199,7 +203,9 @@ def _number(file: GgufFile, name: str, default: Any = _REQUIRED) -> Any:
     value = _setting(file, name, default)
     if isinstance(value, list):
         if len(set(value)) != 1:
-            raise ValueError(f"{file.path}: {architecture(file)}.{name} differs from layer to layer; that is not supported")
+            raise ValueError(
+                f"{file.path}: {architecture(file)}.{name} differs from layer to layer; that is not supported"
+            )
         value = value[0]
     return value
 

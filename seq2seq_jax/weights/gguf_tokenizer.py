@@ -38,7 +38,9 @@ _GPT4O = (
 WORDS: dict[str, str | None] = {
     **dict.fromkeys(("default", "gpt-2", "mpt", "olmo", "jais", "roberta-bpe", "trillion"), None),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "digits"),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA3),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA3
+    ),
     **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "kormo"), QWEN2_WORDS),
     "tekken": _TEKKEN,
@@ -63,7 +65,9 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
       ValueError: a kind of tokenizer or of splitting that is not known; a file without a tokenizer.
     """
     file = read_gguf(path)
-    said = {key.removeprefix("tokenizer.ggml."): v for key, v in file.metadata.items() if key.startswith("tokenizer.ggml.")}
+    said = {
+        key.removeprefix("tokenizer.ggml."): v for key, v in file.metadata.items() if key.startswith("tokenizer.ggml.")
+    }
     kind, tokens = said.get("model"), said.get("tokens")
     if not tokens:
         raise ValueError(f"{path} holds no tokenizer; give the directory of the original one")
@@ -75,8 +79,12 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
         )
     ids = {name: said.get(f"{key}_token_id") for name, key in NAMED.items()}
     if any(i is not None and not 0 <= i < len(tokens) for i in ids.values()):
-        raise ValueError(f"{path}: a special token of {ids} is outside the {len(tokens)} tokens; convert the model again")
+        raise ValueError(
+            f"{path}: a special token of {ids} is outside the {len(tokens)} tokens; convert the model again"
+        )
     named = {name: None if i is None else tokens[i] for name, i in ids.items()}
+    if architecture(file).startswith("gemma") and "<mask>" in tokens:  # which metadata have no field for
+        named["mask_token"] = "<mask>"
     backend = makers[kind](file, said, named)
     _add_tokens(backend, said, named, _alphabet() if kind == "gpt2" else None)
     before = [named["bos_token"]] if named["bos_token"] and said.get("add_bos_token", kind == "llama") else []
@@ -107,7 +115,9 @@ def _byte_level(file: GgufFile, said: dict[str, Any], named: dict[str, str | Non
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
         digits = words == "digits"
-        first = pre_tokenizers.Digits(individual_digits=True) if digits else pre_tokenizers.Split(Regex(words), "isolated")
+        first = (
+            pre_tokenizers.Digits(individual_digits=True) if digits else pre_tokenizers.Split(Regex(words), "isolated")
+        )
         second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=digits)
         backend.pre_tokenizer = pre_tokenizers.Sequence([first, second])
     backend.decoder = decoders.ByteLevel()

@@ -110,7 +110,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 def merges(vocab: dict[str, int], scores: dict[str, float] | None = None) -> list[tuple[str, str]]:
     """The merges of a BPE vocabulary, which sentencepiece does not store: each way to make a piece of two others.
 
-    Source: `generate_merges` of transformers 5. A piece of a lower id is merged earlier; with `scores`, of a higher one.
+    Source: `generate_merges` of transformers 5. A piece of a lower id is merged earlier; with `scores`, a better one.
     """
     found = []
     for piece, index in vocab.items():
