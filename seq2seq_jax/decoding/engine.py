@@ -37,15 +37,15 @@ CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDU
 
 @dataclass(frozen=True)
 class Search:
-    """A search to run: model and parameters in decoding form, token_type_ids int32 [batch, source] or None, prompt
-    int32 [batch, p]; see `decoding/loop.py` for the rest.
+    """A search to run: model and parameters in decoding form, what the model's `encode` takes beside ids and mask
+    (arrays by name), prompt int32 [batch, p]; see `decoding/loop.py` for the rest.
     """
 
     model: EncoderDecoder
     strategy: Strategy
     params: Any
     source: Source
-    token_type_ids: Any
+    encoder_inputs: Mapping[str, Any]
     prompt: np.ndarray
     rules: Rules
 
@@ -61,7 +61,7 @@ class Search:
 
     def start_arguments(self) -> tuple:
         """Of `start`."""
-        inputs = (self.source, self.token_type_ids, self.prompt, self.rules)
+        inputs = (self.source, self.encoder_inputs, self.prompt, self.rules)
         return (self.model, self.strategy, self.first_capacity, self.params, *inputs)
 
     def advance_arguments(self, carry: Carry, rules: Rules, until: int, leave: int) -> tuple:
@@ -78,14 +78,15 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
     return step
 
 
-def source_read(model: EncoderDecoder, variables: Any, source: Source, token_type_ids: Any) -> tuple:
-    """The model's `source_keys_values` of the source's ids; on one CPU a few rows at a time (CPU_TOKENS)."""
-    batch, length = source.ids.shape
+def source_read(model: EncoderDecoder, variables: Any, source: Source, encoder_inputs: Mapping[str, Any]) -> tuple:
+    """The model's `source_keys_values` of the source; on one CPU a few rows at a time (CPU_TOKENS)."""
+    batch, length = source.mask.shape
     few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
-    arguments = (source.ids, source.mask, token_type_ids)
+    arguments = (source.ids, source.mask, dict(encoder_inputs))
 
     def read(part):
-        states = model.apply(variables, *part, method="encode")
+        ids, mask, more = part
+        states = model.apply(variables, ids, mask, **more, method="encode")
         return model.apply(variables, states, method="source_keys_values")
 
     if not on_one_cpu() or few == batch:
@@ -119,10 +120,10 @@ class jitted:
 
 
 @functools.partial(jitted, static_argnames=("model", "strategy", "capacity"))
-def start(model, strategy, capacity, params, source, token_type_ids, prompt, rules) -> Carry:
+def start(model, strategy, capacity, params, source, encoder_inputs, prompt, rules) -> Carry:
     """Encodes, projects the source once, reads the prompt."""
     variables = {"params": params}
-    cross = source_read(model, variables, source, token_type_ids)
+    cross = source_read(model, variables, source, encoder_inputs)
     cache = model.apply(variables, cross, source.mask, strategy.slots, capacity, method="empty_cache")
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)
 

@@ -25,6 +25,7 @@ from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.decoding.settings import automata_of, criteria_of, processors_of, warpers_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.inputs import check_encoder
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.targets import check_ids
 
@@ -56,13 +57,15 @@ class GenerateOutput:
 def generate(
     model: EncoderDecoder,
     params: Mapping[str, Any],
-    input_ids: Any,
+    input_ids: Any = None,
     attention_mask: Any = None,
     generation_config: GenerationConfig | None = None,
     *,
     rng: jax.Array | None = None,
     decoder_input_ids: Any = None,
     token_type_ids: Any = None,
+    encoder_outputs: Any = None,
+    inputs_embeds: Any = None,
     processors: Sequence[Processor] = (),
     criteria: Sequence[Criterion] = (),
     allowed: TokenTrie | None = None,
@@ -81,6 +84,8 @@ def generate(
         decoding form (`Pretrained.for_decoding`), that form.
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens. None: all are tokens; pads are not
         guessed, as the two sides' pad tokens may differ.
+      encoder_outputs, inputs_embeds: in place of input_ids, as in the model's call. With encoder_outputs the encoder is
+        not run, and input_ids are for what reads the source's tokens (`SOURCE_READERS`), which else cannot be had.
       generation_config: settings; None: the defaults. overrides: changes to them (num_beams=4, ...).
       rng: a key; needed with do_sample.
       decoder_input_ids: int [batch, p], what the outputs begin with; the start token is put in front if it is missing.
@@ -96,6 +101,7 @@ def generate(
     """
     settings = (generation_config or GenerationConfig()).replace(**overrides)
     given = {"processors": processors, "criteria": criteria, "tokenizer": tokenizer, "allowed": allowed, "rng": rng}
+    given |= {"encoder_outputs": encoder_outputs, "inputs_embeds": inputs_embeds}
     _check(settings, rng, callback, model.config)
     search = _search(model, params, input_ids, attention_mask, decoder_input_ids, token_type_ids, settings, **given)
     compact = compact and not search.strategy.kept
@@ -136,25 +142,25 @@ def _search(
     token_type_ids: Any,
     settings: GenerationConfig,
     *,
+    encoder_outputs: Any = None,
+    inputs_embeds: Any = None,
     processors: Sequence[Processor] = (),
     **given: Any,
 ) -> engine.Search:
     """What the engine runs, of checked arguments."""
-    ids, config = np.asarray(input_ids), model.config
-    if ids.ndim != 2 or ids.size == 0:
-        raise ValueError(f"input_ids has shape {list(ids.shape)}; give [batch, source] with at least one token")
-    check_ids("input_ids", ids, config.encoder.vocab_size)
+    config, inputs = model.config, {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
+    source, encoder_inputs = _source(config, settings, input_ids, attention_mask, encoder_outputs, **inputs)
     start, _, _ = _tokens(settings, config)
-    mask = _mask(ids, attention_mask)
-    prompt = _prompt(decoder_input_ids, ids.shape[0], start, config.decoder.vocab_size)
+    batch, length = source.mask.shape
+    prompt = _prompt(decoder_input_ids, batch, start, config.decoder.vocab_size)
     return engine.Search(
         model.for_decoding(),
         strategy_of(settings),
         decoding_params(model, params),
-        Source(ids.astype(np.int32), mask, np.arange(len(ids), dtype=np.int32)),
-        None if token_type_ids is None else np.asarray(token_type_ids, np.int32),
+        source,
+        encoder_inputs,
         prompt,
-        rules_of(settings, config, prompt.shape[1], ids.shape[1], custom=processors, **given),
+        rules_of(settings, config, prompt.shape[1], length, custom=processors, **given),
     )
 
 
@@ -260,15 +266,31 @@ def _tokens(settings: GenerationConfig, config) -> tuple[int, int, tuple[int, ..
     return start, pad, eos
 
 
-def _mask(ids: np.ndarray, mask: Any) -> np.ndarray:
-    if mask is None:
-        return np.ones(ids.shape, bool)
-    mask = np.asarray(mask)
-    if mask.shape != ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}; make them equal"
-        )
-    return mask.astype(bool)
+# Settings that read the source's tokens.
+SOURCE_READERS = {
+    "encoder_repetition_penalty": lambda value: value != 1.0,
+    "encoder_no_repeat_ngram_size": bool,
+    "prompt_lookup_num_tokens": lambda value: value is not None,
+}
+
+
+def _source(
+    config: EncoderDecoderConfig, settings: GenerationConfig, ids: Any, mask: Any, outputs: Any, **more: Any
+) -> tuple[Source, dict[str, Any]]:
+    """What the rows decode, and what the encoder takes beside ids and mask: `more`, or its outputs."""
+    if ids is not None and (np.ndim(ids) != 2 or np.size(ids) == 0):
+        raise ValueError(f"input_ids has shape {list(np.shape(ids))}; give [batch, source] with at least one token")
+    arguments = {"embeds" if name == "inputs_embeds" else name: array for name, array in more.items()}
+    (batch, length), states = check_encoder(config.encoder, outputs, ids=ids, attention_mask=mask, **arguments)
+    if ids is None:
+        for name, reads in SOURCE_READERS.items():
+            if reads(getattr(settings, name)):
+                raise ValueError(f"{name} reads the source's tokens; give input_ids, or leave it out")
+    mask = np.ones((batch, length), bool) if mask is None else np.asarray(mask).astype(bool)
+    ids = None if ids is None else np.asarray(ids).astype(np.int32)
+    more |= {"encoder_outputs": states}
+    source = Source(ids, mask, np.arange(batch, dtype=np.int32))
+    return source, {name: array for name, array in more.items() if array is not None}
 
 
 def _prompt(given: Any, batch: int, start: int, vocab_size: int) -> np.ndarray:

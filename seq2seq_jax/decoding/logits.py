@@ -27,14 +27,15 @@ class View:
     Attributes:
       sequences: int32 [batch, n, capacity], of which `length` tokens count, prompt and start token included.
       length: int32 scalar. prompt_length: how many of them were given.
-      source: int32 [batch, source]. source_mask: bool [batch, source], where it has tokens.
+      source: int32 [batch, source]; None where input_ids were not given. source_mask: bool [batch, source], where there
+        are tokens.
       memory: by name, the state of each automaton for each sequence, [batch, n, ...].
     """
 
     sequences: jax.Array
     length: jax.Array
     prompt_length: jax.Array
-    source: jax.Array
+    source: jax.Array | None
     source_mask: jax.Array
     memory: Mapping[str, Any] = struct.field(default_factory=dict)
 

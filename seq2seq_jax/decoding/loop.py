@@ -57,9 +57,10 @@ class Rules:
 
 @struct.dataclass
 class Source:
-    """What the rows decode: ids int32 [batch, source], mask bool [batch, source], and each row's number in the call."""
+    """What the rows decode: ids int32 [batch, source] or None (embeddings or states were given in their place), mask
+    bool [batch, source], and each row's number in the call."""
 
-    ids: jax.Array
+    ids: jax.Array | None
     mask: jax.Array
     row: jax.Array
 
@@ -136,7 +137,7 @@ def run(strategy: Strategy, step: Step, carry: Carry, rules: Rules, until: jax.A
     """Goes on while the search runs, the sequences are shorter than `until`, and more than `leave` rows are open."""
     # One row is carried without its axis: XLA drops that from the attention's products, and would write the new keys
     # and values to both forms of the cache, of which it copies one.
-    one = carry.source.ids.shape[0] == 1
+    one = carry.source.mask.shape[0] == 1
     packed = lambda cache: jax.tree.map(lambda a: a[0] if one and jnp.ndim(a) else a, cache)
     unpacked = lambda cache: jax.tree.map(lambda a: a[None] if one and jnp.ndim(a) else a, cache)
 

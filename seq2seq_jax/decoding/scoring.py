@@ -14,6 +14,7 @@ from flax import struct
 
 from seq2seq_jax.losses import IGNORED, token_losses
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.inputs import check_side
 from seq2seq_jax.targets import check_ids
 
 # Sequences of like length share a compilation.
@@ -61,8 +62,8 @@ def score(
       ValueError: for ids outside the vocabulary, or rows that do not go together.
     """
     inputs = _inputs(model, input_ids, attention_mask, token_type_ids, labels, "labels")
-    labels = np.asarray(labels, np.int32)
     check_ids("labels", labels, model.config.decoder.vocab_size, allowed=(IGNORED,))
+    labels = np.asarray(labels, np.int32)
     log_probs = _log_probs(model, params, {**inputs, "labels": labels}, labels)
     counts = np.sum(labels != IGNORED, axis=1, dtype=np.int32)
     return ScoreOutput(log_probs, jnp.sum(log_probs, axis=1), jnp.asarray(counts))
@@ -95,8 +96,8 @@ def transition_scores(
       ValueError: for ids outside the vocabulary, rows that do not go together, or a prompt as long as the sequences.
     """
     inputs = _inputs(model, input_ids, attention_mask, token_type_ids, sequences, "sequences")
-    sequences = np.asarray(sequences, np.int32)
     check_ids("sequences", sequences, model.config.decoder.vocab_size)
+    sequences = np.asarray(sequences, np.int32)
     rows, length = sequences.shape
     if not 1 <= prompt_length < length:
         raise ValueError(
@@ -133,8 +134,8 @@ def cross_attentions(
       ValueError: for ids outside the vocabulary, or rows that do not go together.
     """
     inputs = _inputs(model, input_ids, attention_mask, token_type_ids, sequences, "sequences")
-    sequences = np.asarray(sequences, np.int32)
     check_ids("sequences", sequences, model.config.decoder.vocab_size)
+    sequences = np.asarray(sequences, np.int32)
     return _cross_attentions(model, params, {**inputs, "decoder_input_ids": sequences})
 
 
@@ -172,20 +173,12 @@ def _cross_attentions(model: EncoderDecoder, params: Any, inputs: dict[str, Any]
 
 def _inputs(model: EncoderDecoder, input_ids, attention_mask, token_type_ids, targets, name: str) -> dict[str, Any]:
     """The encoder's inputs, each row as often as it has targets."""
-    input_ids = np.asarray(input_ids, np.int32)
-    shape = np.shape(targets)
-    if input_ids.ndim != 2 or len(shape) != 2 or not shape[0] or shape[0] % max(len(input_ids), 1):
+    source, shape = np.shape(input_ids), np.shape(targets)
+    if len(source) != 2 or len(shape) != 2 or not shape[0] or shape[0] % max(source[0], 1):
         raise ValueError(
-            f"input_ids has shape {list(input_ids.shape)} and {name} {list(shape)}; give [batch, source] and"
-            " [batch * n, target]"
+            f"input_ids has shape {list(source)} and {name} {list(shape)}; give [batch, source] and [batch * n, target]"
         )
-    check_ids("input_ids", input_ids, model.config.encoder.vocab_size)
-    arrays = {"input_ids": input_ids}
-    for key, array in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-        if array is not None:
-            arrays[key] = np.asarray(array, np.int32)
-            if arrays[key].shape != input_ids.shape:
-                raise ValueError(
-                    f"{key} has shape {list(arrays[key].shape)} and input_ids {list(input_ids.shape)}; make them equal"
-                )
-    return {key: np.repeat(array, shape[0] // len(input_ids), axis=0) for key, array in arrays.items()}
+    more = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+    check_side(model.config.encoder, "encoder", ids=input_ids, **more)
+    arrays = {key: array for key, array in {"input_ids": input_ids, **more}.items() if array is not None}
+    return {key: np.repeat(np.asarray(array, np.int32), shape[0] // source[0], axis=0) for key, array in arrays.items()}

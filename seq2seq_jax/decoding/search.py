@@ -118,7 +118,7 @@ class BeamSearch:
             length=jnp.int32(p),
             running=jnp.bool_(True),
             memory=begin_memory(prompt, beams, rules),
-            coverage=jnp.zeros((batch, beams, source.ids.shape[1]), jnp.float32) if self.covered else None,
+            coverage=jnp.zeros((batch, beams, source.mask.shape[1]), jnp.float32) if self.covered else None,
             record=Record.begin(self.kept, batch, beams, capacity, rows) if self.kept else None,
         )
 

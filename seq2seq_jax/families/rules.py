@@ -161,8 +161,8 @@ class Family:
 
     Attributes:
       defaults: model_type of config.json -> the torch config class's defaults, for fields that config.json leaves out.
-      from_hf: (config.json with defaults filled in, role) -> keyword arguments of TransformerConfig. Without padding_idx
-        it is pad_token_id; a family whose torch class gives its token table none, or another one, says so.
+      from_hf: (config.json with defaults filled in, role) -> keyword arguments of TransformerConfig. padding_idx is
+        pad_token_id where it is not among them: a family whose torch class has none, or another one, says so.
       rules: config -> the table of names.
       prefixes: role -> prefixes of the base model's names; the first is what a pair's file has. Roles that are missing
         are not supported.

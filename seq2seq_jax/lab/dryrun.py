@@ -244,7 +244,7 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
     report = DecodeReport(rows, source, strategy.slots, capacity, dtype, held, *(None,) * 4)
     start = jax.jit(engine.start.__wrapped__, static_argnames=("model", "strategy", "capacity"))
     try:
-        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, None, prompt, rules)
+        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, {}, prompt, rules)
         carry = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             begun.out_info, begun.output_shardings,

@@ -17,7 +17,7 @@ from seq2seq_jax.int8 import quantise
 from seq2seq_jax.losses import IGNORED, cross_entropy, spread_weights
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.inputs import check_side, check_whole, last_hidden_state
+from seq2seq_jax.models.inputs import check_encoder, check_side
 from seq2seq_jax.models.kernels import segments
 from seq2seq_jax.models.layers import Dtype, Projection
 from seq2seq_jax.models.stack import (
@@ -211,12 +211,12 @@ class EncoderDecoder(nn.Module):
         states, encoder_shown = self._encoded(
             input_ids,
             attention_mask,
-            encoder_outputs=encoder_outputs,
-            inputs_embeds=inputs_embeds,
+            encoder_outputs,
+            inputs_embeds,
+            show,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             pack_ids=encoder_pack_ids,
-            show=show,
         )
         source = states.shape[:2]
         if source[0] != target[0]:
@@ -282,45 +282,15 @@ class EncoderDecoder(nn.Module):
         return (ids != self.config.pad_token_id) | begins
 
     def _encoded(
-        self,
-        input_ids,
-        attention_mask,
-        *,
-        encoder_outputs=None,
-        inputs_embeds=None,
-        show: Show = Show(),
-        **more,  # noqa: B008
+        self, input_ids, attention_mask, encoder_outputs, inputs_embeds, show: Show, **more
     ) -> tuple[jax.Array, list[LayerOutput]]:
-        """The encoder's states [batch, source, hidden] and what its layers show, of checked inputs; nothing of those
-        that are given."""
-        c = self.config.encoder
-        if encoder_outputs is None:
-            given = {"ids": input_ids, "embeds": inputs_embeds, "attention_mask": attention_mask}
-            check_side(c, "encoder", **given, **more)
-            ids, embeds = (None if a is None else jnp.asarray(a) for a in (input_ids, inputs_embeds))
-            return self.encoder(ids, attention_mask, embeds=embeds, show=show, **more)
-        unread = {
-            "inputs_embeds": inputs_embeds,
-            **{name: more.get(name) for name in ("token_type_ids", "position_ids")},
-        }
-        for name, array in unread.items():
-            if array is not None:
-                raise ValueError(
-                    f"encoder_outputs and {name} are both given, and no encoder runs; leave one of them out"
-                )
-        states = jnp.asarray(last_hidden_state(encoder_outputs, c)).astype(self.dtype)
-        for name, array in (
-            ("input_ids", input_ids),
-            ("attention_mask", attention_mask),
-            ("encoder_pack_ids", more.get("pack_ids")),
-        ):
-            if array is not None and np.shape(array) != states.shape[:2]:
-                shapes = list(np.shape(array)), list(states.shape)
-                raise ValueError(
-                    f"{name} has shape {shapes[0]} and encoder_outputs {shapes[1]}; give what belongs to them"
-                )
-        check_whole("encoder_pack_ids", more.get("pack_ids"))
-        return states, []
+        """The encoder's states [batch, source, hidden] and what its layers show; nothing of states that are given."""
+        given = {"ids": input_ids, "embeds": inputs_embeds, "attention_mask": attention_mask, **more}
+        _, states = check_encoder(self.config.encoder, encoder_outputs, **given)
+        if states is not None:
+            return jnp.asarray(states).astype(self.dtype), []
+        ids, embeds = (None if a is None else jnp.asarray(a) for a in (input_ids, inputs_embeds))
+        return self.encoder(ids, attention_mask, embeds=embeds, show=show, **more)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
@@ -335,9 +305,8 @@ class EncoderDecoder(nn.Module):
         inputs_embeds=None,
     ) -> jax.Array:
         """Encoder states [batch, source, hidden]; the arguments are those of a call."""
-        given = {"encoder_outputs": encoder_outputs, "inputs_embeds": inputs_embeds}
         more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        return self._encoded(input_ids, attention_mask, **given, **more)[0]
+        return self._encoded(input_ids, attention_mask, encoder_outputs, inputs_embeds, Show(), **more)[0]
 
     def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
         """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""

@@ -40,7 +40,8 @@ def check_side(
     if ids is not None and embeds is not None:
         raise ValueError(f"{prefix}input_ids and {prefix}inputs_embeds are both given; give one of them")
     if given is None:
-        raise ValueError(f"the {role} is given nothing to read; give {prefix}input_ids or {prefix}inputs_embeds")
+        more = ", or encoder_outputs" if role == "encoder" else ""
+        raise ValueError(f"the {role} is given nothing to read; give {prefix}input_ids or {prefix}inputs_embeds{more}")
     shape = np.shape(given)
     if embeds is None:
         if len(shape) != 2:
@@ -57,6 +58,36 @@ def check_side(
     _check_shape(f"{prefix}position_ids", position_ids, (shape[:2], (1, shape[1])), rows)
     check_positions(config, role, position_ids, f"{prefix}position_ids")
     return shape[:2]
+
+
+def check_encoder(
+    config: TransformerConfig,
+    outputs: Any,
+    *,
+    ids: Any = None,
+    attention_mask: Any = None,
+    pack_ids: Any = None,
+    **more: Any,
+) -> tuple[tuple[int, int], jax.Array | np.ndarray | None]:
+    """`check_side` of the encoder where its `outputs` may be given in place of what it reads (None: they are not).
+
+    Returns:
+      Rows and their length; the states that `outputs` hold, or None.
+    """
+    if outputs is None:
+        arguments = {"ids": ids, "attention_mask": attention_mask, "pack_ids": pack_ids, **more}
+        return check_side(config, "encoder", **arguments), None
+    for name in ("embeds", "token_type_ids", "position_ids"):
+        if more.get(name) is not None:
+            name = "inputs_embeds" if name == "embeds" else name
+            raise ValueError(f"encoder_outputs and {name} are both given, and no encoder runs; leave one of them out")
+    states = last_hidden_state(outputs, config)
+    shape, rows = states.shape[:2], f"encoder_outputs {list(states.shape)}"
+    for name, array in (("input_ids", ids), ("attention_mask", attention_mask), ("encoder_pack_ids", pack_ids)):
+        _check_shape(name, array, (shape,), rows)
+    check_ids("input_ids", ids, config.vocab_size)
+    check_whole("encoder_pack_ids", pack_ids)
+    return shape, states
 
 
 def check_token_types(config: TransformerConfig, ids: Any, name: str = "token_type_ids") -> None:
@@ -115,7 +146,7 @@ def last_hidden_state(encoder_outputs: Any, config: TransformerConfig) -> jax.Ar
         states = np.asarray(states)
     if states.ndim != 3 or states.shape[2] != config.hidden_size or not jnp.issubdtype(states.dtype, jnp.floating):
         raise ValueError(
-            f"encoder_outputs holds {states.dtype} of shape {list(states.shape)}; give the encoder's last hidden states,"
-            f" [batch, source, {config.hidden_size}], or an output that begins with them"
+            f"encoder_outputs holds {states.dtype} of shape {list(states.shape)}; give the encoder's last hidden"
+            f" states, [batch, source, {config.hidden_size}], or an output that begins with them"
         )
     return states

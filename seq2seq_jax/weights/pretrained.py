@@ -58,7 +58,7 @@ class Pretrained:
     def config(self) -> EncoderDecoderConfig:
         return self.model.config
 
-    def generate(self, input_ids, attention_mask=None, generation_config=None, **options) -> GenerateOutput:
+    def generate(self, input_ids=None, attention_mask=None, generation_config=None, **options) -> GenerateOutput:
         """`seq2seq_jax.generate` with this pair's model, parameters and generation_config."""
         settings = self.generation_config if generation_config is None else generation_config
         return generate(self.model, self.params, input_ids, attention_mask, settings, **options)

@@ -52,7 +52,7 @@ def compiled_text(pair, strategy=None, batch=BATCH):
     model, params = pair.model.for_decoding(), pair.model.decoding_params(pair.params)
     # Fresh jits, so that a patched cache is traced anew.
     start = lambda *arguments: engine.start.__wrapped__(model, strategy, BUCKET, *arguments)
-    carry = jax.eval_shape(start, params, source, None, np.ones((batch, 1), np.int32), rules)
+    carry = jax.eval_shape(start, params, source, {}, np.ones((batch, 1), np.int32), rules)
     advance = jax.jit(lambda *arguments: engine.advance.__wrapped__(model, strategy, *arguments), donate_argnums=1)
     return advance.lower(params, carry, rules, np.int32(60), np.int32(0)).compile().as_text()
 
