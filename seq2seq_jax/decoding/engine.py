@@ -124,6 +124,7 @@ def start(model, strategy, capacity, params, source, token_type_ids, prompt, rul
     variables = {"params": params}
     cross = source_read(model, variables, source, token_type_ids)
     cache = model.apply(variables, cross, source.mask, strategy.slots, capacity, method="empty_cache")
+    cache = cache.replace(begins=None if source.begins is None else source.begins[:, None])
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)
 
 

@@ -23,6 +23,7 @@ class Cache:
       cross_mask: bool [batch, source], where the source has tokens.
       ancestry: int32 [batch, beams, length], the slot that holds a position of this hypothesis.
       index: int32 scalar, positions written so far.
+      begins: int32 [batch, 1], where each row's prompt begins, behind pads that nobody sees; None: at 0.
     """
 
     keys: tuple[jax.Array, ...]
@@ -31,6 +32,7 @@ class Cache:
     cross_mask: jax.Array
     ancestry: jax.Array
     index: jax.Array
+    begins: jax.Array | None = None
 
     @property
     def num_beams(self) -> int:
@@ -80,6 +82,8 @@ class Cache:
             past &= jnp.arange(length)[None, :] >= position[:, None] - window
         mine = self.ancestry[:, :beams, :, None] == jnp.arange(slots)
         mask = mine[:, :, None] & past[None, None, :, :, None]
+        if self.begins is not None:
+            mask &= (jnp.arange(length) >= self.begins)[:, None, None, :, None]
         return mask.reshape(batch, 1, beams * tokens, length * slots)
 
     def write(self, layer: int, k: jax.Array, v: jax.Array, beams: int) -> Cache:

@@ -161,10 +161,15 @@ class Transformer(Part):
         """
         c, (batch, beams, count) = self.config, tokens.shape
         queries = jnp.tile(cache.index + jnp.arange(count), beams)
-        positions = queries[None]
+        positions, real, before = queries[None], jnp.ones((), bool), cache.index
+        if cache.begins is not None:  # rows that are done may go on beyond the last position
+            positions = jnp.clip(queries - cache.begins, 0, c.max_positions - 1)
+            real = (cache.index + jnp.arange(count) >= cache.begins)[:, None]
+            before = jnp.maximum(cache.index - cache.begins, 0)[:, :, None]
         if c.position_pad_id is not None:
-            real = (tokens != c.position_pad_id).astype(jnp.int32)
-            positions = ((jnp.cumsum(real, axis=2) + cache.index) * real - 1).reshape(batch, beams * count)
+            real = (real & (tokens != c.position_pad_id)).astype(jnp.int32)
+            positions = ((jnp.cumsum(real, axis=2) + before) * real - 1).reshape(batch, beams * count)
+            positions = positions if cache.begins is None else jnp.minimum(positions, c.max_positions - 1)
         x = self.embeddings(tokens.reshape(batch, beams * count), positions, None, train=False)
         keys = jnp.arange(cache.length * cache.num_beams) // cache.num_beams
         masks = tuple(cache.visible(beams, count, window) for window in c.windows)
