@@ -25,6 +25,7 @@ from seq2seq_jax.weights.pretrained import (
     from_pretrained,
     quantize,
     save_decoder,
+    save_encoder,
     save_orbax,
     save_pretrained,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "quantize",
     "resize_token_embeddings",
     "save_decoder",
+    "save_encoder",
     "save_orbax",
     "save_pretrained",
     "score",

@@ -71,7 +71,7 @@ class TokenTrie:
         """The largest token."""
         return int(np.max(self.tokens, where=np.asarray(self.tokens) < _NONE, initial=0))
 
-    def begin(self, prompt: jax.Array) -> jax.Array:
+    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> jax.Array:
         rows = np.shape(self.roots)
         if rows not in ((), prompt.shape[:1]):
             raise ValueError(f"the trie of allowed tokens is for {rows[0]} rows and the batch has {prompt.shape[0]}")
@@ -170,8 +170,8 @@ class StopStrings:
         strings = (strings,) if isinstance(strings, str) else tuple(strings)
         return once(tokenizer, ("stop", strings), lambda: cls(_stop_table(strings, token_texts(tokenizer))))
 
-    def begin(self, prompt: jax.Array) -> jax.Array:
-        return _read(self, jnp.zeros(prompt.shape[:1], jnp.int32), prompt)
+    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> jax.Array:
+        return _read(self, jnp.zeros(prompt.shape[:1], jnp.int32), prompt, begins)
 
     def next(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
         nodes = jnp.where(states < 0, -1 - states, states)
@@ -278,9 +278,9 @@ class AhoCorasick:
         begun = jnp.max(jnp.where(met == 1, 0, jnp.asarray(self.begun)[states.node]), axis=-1)
         return jnp.sum(jnp.where(met == 1, jnp.asarray(self.sizes), 0), axis=-1) + begun
 
-    def begin(self, prompt: jax.Array) -> Progress:
+    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> Progress:
         zeros = jnp.zeros(prompt.shape[:1], jnp.int32)
-        return _read(self, Progress(zeros, zeros.astype(jnp.uint32)), prompt)
+        return _read(self, Progress(zeros, zeros.astype(jnp.uint32)), prompt, begins)
 
     def next(self, states: Progress, tokens: jax.Array) -> Progress:
         column = jnp.asarray(self.local).at[tokens].get(mode="fill", fill_value=0)
@@ -322,6 +322,13 @@ def _aho_corasick(patterns: Iterable[tuple[list[int], int]]) -> tuple[np.ndarray
     return delta, alphabet, outputs
 
 
-def _read(automaton: Any, states: Any, prompt: jax.Array) -> Any:
-    """The states [batch, ...] after the tokens of prompt [batch, p]."""
-    return jax.lax.scan(lambda states, tokens: (automaton.next(states, tokens), None), states, prompt.T)[0]
+def _read(automaton: Any, states: Any, prompt: jax.Array, begins: jax.Array | None) -> Any:
+    """The states [batch] after the tokens of prompt [batch, p] from `begins` [batch] on (None: from 0)."""
+    begins = jnp.zeros(prompt.shape[:1], jnp.int32) if begins is None else begins
+
+    def read(states, step):
+        place, tokens = step
+        new = automaton.next(states, tokens)
+        return jax.tree.map(lambda a, b: jnp.where(place >= begins, a, b), new, states), None
+
+    return jax.lax.scan(read, states, (jnp.arange(prompt.shape[1]), prompt.T))[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from seq2seq_jax.decoding.loop import NEVER, Rules, Source
+from seq2seq_jax.decoding.loop import NEVER, Rules, Source, greatest_length
 from seq2seq_jax.decoding.search import Beams, BeamSearch, best
 
 # On the score of a hypothesis that reached the greatest length without all that it should contain.
@@ -32,7 +32,7 @@ class ConstrainedBeamSearch(BeamSearch):
         options = self.extended(state, scores, parents, tokens, source, rules)
         states = options.memory["constraints"]
         met = states.count == automaton.constraints
-        last = state.length + 1 >= rules.max_length
+        last = state.length + 1 >= greatest_length(source, rules)
         # An end before all is said is no continuation at all.
         wrong = options.ends & ~met & ~last
         options = options.replace(scores=jnp.where(wrong, -jnp.inf, scores + jnp.where(met | ~last, 0.0, UNMET)))
@@ -40,7 +40,7 @@ class ConstrainedBeamSearch(BeamSearch):
         running = jnp.take_along_axis(options.scores + jnp.where(options.ends, NEVER, 0.0), chosen, axis=1)
         running, order = jax.lax.top_k(running, self.num_beams)
         chosen = jnp.take_along_axis(chosen, order, axis=1)
-        return self.settled(state, options, chosen, running, options.ends & ~wrong, rules)
+        return self.settled(state, options, chosen, running, options.ends & ~wrong, source, rules)
 
     def _pool(self, scores: jax.Array, alphabet: jax.Array, rules: Rules) -> tuple[jax.Array, ...]:
         """The best continuations, and all of all beams by tokens of the constraints: scores, parents, tokens."""

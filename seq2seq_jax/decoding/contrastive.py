@@ -66,7 +66,7 @@ class ContrastiveSearch:
             candidates=jnp.zeros((batch, self.top_k), jnp.int32),
             probabilities=jnp.zeros((batch, self.top_k), jnp.float32),
             length=jnp.int32(p),
-            memory=begin_memory(prompt, 1, rules),
+            memory=begin_memory(prompt, 1, source, rules),
         )
         return self._tried(state, step.logits[:, :, -1], source, rules), cache
 
@@ -76,7 +76,7 @@ class ContrastiveSearch:
     def advance(self, state, step, cache, source, rules):
         new = _unit(step.states[:, :, -1])
         likeness = jnp.einsum("bkh,bjh->bkj", new, state.states[:, 0], precision="highest")
-        before = jnp.arange(state.states.shape[2]) < state.length
+        before = view_of(state.sequences, state.length, state.memory, source, rules).inside
         worst = jnp.max(jnp.where(before, likeness, -jnp.inf), axis=-1)
         alpha = rules.numbers["penalty_alpha"]
         chosen = jnp.argmax((1 - alpha) * state.probabilities - alpha * worst, axis=1)[:, None]

@@ -125,6 +125,7 @@ def start(model, strategy, capacity, params, source, encoder_inputs, prompt, rul
     variables = {"params": params}
     cross = source_read(model, variables, source, encoder_inputs)
     cache = model.apply(variables, cross, source.mask, strategy.slots, capacity, method="empty_cache")
+    cache = cache.replace(begins=None if source.begins is None else source.begins[:, None])
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)
 
 

@@ -21,9 +21,10 @@ from seq2seq_jax.decoding.diverse import DiverseBeamSearch
 from seq2seq_jax.decoding.logits import Criterion, Processor
 from seq2seq_jax.decoding.lookup import PromptLookup
 from seq2seq_jax.decoding.loop import Rules, Source, Strategy
+from seq2seq_jax.decoding.prefix import AllowedFunction, serving
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.search import BeamSearch
-from seq2seq_jax.decoding.settings import automata_of, criteria_of, processors_of, warpers_of
+from seq2seq_jax.decoding.settings import automata_of, criteria_of, limits_rows, processors_of, warpers_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.inputs import check_encoder
 from seq2seq_jax.models.transformer import check_length
@@ -35,9 +36,11 @@ class GenerateOutput:
     """What was decoded.
 
     Attributes:
-      sequences: int32 [batch * num_return_sequences, length], prompt included, best first within a row; pads behind the
-        end, as long as the longest.
-      sequences_scores: float32 [batch * num_return_sequences], length penalty applied; None without beams.
+      sequences: int32 [batch * num_return_sequences, length], prompt included; pads behind the end, as long as the
+        longest. Within a row, beams best first, samples as they were drawn unless best_first.
+      sequences_scores: float32 [batch * num_return_sequences]: summed log-probabilities of the tokens written, after
+        processors, over count ** length_penalty. Of samples these are the model's, as processors leave them and
+        normalised again, before temperature and cut-offs. None without beams, do_sample and output_scores.
       beam_indices: int32 [batch * num_return_sequences, generated], which of the batch * num_beams running hypotheses
         wrote each token, -1 in tails; None without beams.
       scores: float32 [generated, batch * hypotheses, vocab_size], what each choice was made from (of the running
@@ -63,15 +66,18 @@ def generate(
     *,
     rng: jax.Array | None = None,
     decoder_input_ids: Any = None,
+    decoder_attention_mask: Any = None,
     token_type_ids: Any = None,
     encoder_outputs: Any = None,
     inputs_embeds: Any = None,
     processors: Sequence[Processor] = (),
     criteria: Sequence[Criterion] = (),
     allowed: TokenTrie | None = None,
+    prefix_allowed_tokens_fn: AllowedFunction | None = None,
     tokenizer: Any = None,
     callback: Callable[[np.ndarray, int], None] | None = None,
     compact: bool = False,
+    best_first: bool = False,
     **overrides: Any,
 ) -> GenerateOutput:
     """Decodes a batch (transformers' generate, same settings and meanings).
@@ -89,12 +95,21 @@ def generate(
       generation_config: settings; None: the defaults. overrides: changes to them (num_beams=4, ...).
       rng: a key; needed with do_sample.
       decoder_input_ids: int [batch, p], what the outputs begin with; the start token is put in front if it is missing.
+      decoder_attention_mask: [batch, p], 0 on pads, which stand before a shorter prompt, 1 on its tokens. Each row is
+        decoded as it would be alone: pads are not seen, positions begin behind them, a row's start token stands there,
+        and max_length and min_length do not count them. (In torch they do, and its pairs count positions from the
+        pads.) Columns that are pads in all rows are dropped. A row alone and in a batch gives the same samples only
+        with the same row number.
       processors: of your own, after those of the settings; criteria: of your own, for ends (decoding/logits.py).
-      allowed: the only continuations of the prompt that there may be (torch: prefix_allowed_tokens_fn).
+      allowed: the only continuations of the prompt that there may be, compiled.
+      prefix_allowed_tokens_fn: torch's: (row of the batch, ids int32 [length] so far, prompt without pads included) to
+        the ids that may follow. It is asked on the host for every hypothesis at every step, which is slow: give
+        `allowed` where a trie can say it. It must depend on its arguments only, and the mesh be one process's.
       tokenizer: of the target; needed with stop_strings and no_repeat_word_ngram_size.
       callback: is given the sequences so far, int32 [batch, n, capacity], and how many of their tokens count, every few
         tokens (greedy search and sampling).
       compact: rows that are done leave the batch; for corpora, since more shapes are compiled.
+      best_first: the samples of a row are put in the order of their sequences_scores.
 
     Raises:
       ValueError: naming the argument at fault and what to give.
@@ -103,9 +118,16 @@ def generate(
     given = {"processors": processors, "criteria": criteria, "tokenizer": tokenizer, "allowed": allowed, "rng": rng}
     given |= {"encoder_outputs": encoder_outputs, "inputs_embeds": inputs_embeds}
     _check(settings, rng, callback, model.config)
-    search = _search(model, params, input_ids, attention_mask, decoder_input_ids, token_type_ids, settings, **given)
-    compact = compact and not search.strategy.kept
-    decoded = engine.decode(search, compact=compact, max_time=settings.max_time, callback=callback)
+    _check_function(prefix_allowed_tokens_fn)
+    inputs = (input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, token_type_ids)
+    with serving(prefix_allowed_tokens_fn) as asked:
+        search = _search(model, params, *inputs, settings, asked=asked, **given)
+        compact = compact and not search.strategy.kept
+        decoded = engine.decode(search, compact=compact, max_time=settings.max_time, callback=callback)
+    if best_first and settings.do_sample:
+        order = np.argsort(-decoded["scores"], axis=1, kind="stable")
+        at = lambda array: np.take_along_axis(array, order.reshape(*order.shape, *(1,) * (array.ndim - 2)), axis=1)
+        decoded = {name: array if array.ndim == 1 else at(array) for name, array in decoded.items()}
     return _cropped(decoded, search.prompt.shape[1], settings, model.config.decoder.vocab_size)
 
 
@@ -130,7 +152,7 @@ def compile_generate(
     """
     settings, ids = (generation_config or GenerationConfig()).replace(), np.zeros(shape, np.int32)
     _check(settings, rng, None, model.config)
-    engine.compile_search(_search(model, params, ids, None, None, None, settings, rng=rng, **given))
+    engine.compile_search(_search(model, params, ids, None, None, None, None, settings, rng=rng, **given))
 
 
 def _search(
@@ -139,6 +161,7 @@ def _search(
     input_ids: Any,
     attention_mask: Any,
     decoder_input_ids: Any,
+    decoder_attention_mask: Any,
     token_type_ids: Any,
     settings: GenerationConfig,
     *,
@@ -150,17 +173,17 @@ def _search(
     """What the engine runs, of checked arguments."""
     config, inputs = model.config, {"token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds}
     source, encoder_inputs = _source(config, settings, input_ids, attention_mask, encoder_outputs, **inputs)
-    start, _, _ = _tokens(settings, config)
+    start, pad, _ = _tokens(settings, config)
     batch, length = source.mask.shape
-    prompt = _prompt(decoder_input_ids, batch, start, config.decoder.vocab_size)
+    prompt, begins = _prompt(decoder_input_ids, decoder_attention_mask, batch, start, pad, config)
     return engine.Search(
         model.for_decoding(),
         strategy_of(settings),
         decoding_params(model, params),
-        source,
+        source.replace(begins=begins),
         encoder_inputs,
         prompt,
-        rules_of(settings, config, prompt.shape[1], length, custom=processors, **given),
+        rules_of(settings, config, prompt.shape[1], length, begins=begins, custom=processors, **given),
     )
 
 
@@ -188,23 +211,29 @@ def rules_of(
     prompt: int,
     source: int,
     *,
+    begins: np.ndarray | None = None,
     custom: Sequence[Processor] = (),
     criteria: Sequence[Criterion] = (),
     tokenizer: Any = None,
     allowed: TokenTrie | None = None,
+    asked: np.int32 | None = None,
     rng: jax.Array | None = None,
 ) -> Rules:
-    """What a search over `source` tokens goes by, whose outputs begin with `prompt` tokens; see `generate`."""
+    """What a search over `source` tokens goes by, whose outputs begin with `prompt` tokens, those of a row behind
+    `begins` [batch] pads (None: there are none); see `generate`."""
     _, pad, eos = _tokens(settings, config)
     max_length, min_length = _lengths(settings, prompt, source, config)
     common = {"vocab_size": config.decoder.vocab_size, "eos": eos, "tokenizer": tokenizer, "allowed": allowed}
-    lengths = {"prompt_length": prompt, "min_length": min_length, "max_length": max_length}
+    pads = 0 if begins is None else int(begins.max())
+    lengths = {"prompt_length": prompt, "min_length": min_length, "max_length": max_length, "pads": pads}
+    own = pads > 0 and limits_rows(settings)
     return Rules(
-        max_length=np.int32(max_length),
+        max_length=np.int32(max_length + own * pads),
+        own_length=np.int32(max_length) if own else None,
         prompt_length=np.int32(prompt),
         pad_id=np.int32(pad),
         eos_ids=np.array(eos, np.int32),
-        processors=processors_of(settings, custom=custom, **lengths, **common),
+        processors=processors_of(settings, custom=custom, asked=asked, **lengths, **common),
         warpers=warpers_of(settings, beams=settings.num_beams, eos=eos),
         criteria=(*criteria_of(settings), *criteria),
         automata=automata_of(settings, **common),
@@ -216,7 +245,7 @@ def rules_of(
 def _numbers(settings: GenerationConfig) -> dict[str, np.ndarray]:
     """Those that the strategies read."""
     names = []
-    if settings.num_beams > 1 or settings.force_words_ids:
+    if settings.num_beams > 1 or settings.do_sample or settings.output_scores or settings.output_logits:
         names.append("length_penalty" if settings.gnmt_length_penalty is None else "gnmt_length_penalty")
     names += [n for n in ("coverage_penalty", "diversity_penalty", "penalty_alpha") if getattr(settings, n)]
     return {name: np.float32(getattr(settings, name)) for name in names}
@@ -227,9 +256,9 @@ def _cropped(decoded: dict[str, np.ndarray], prompt: int, settings: GenerationCo
     n = settings.num_return_sequences
     sequences = decoded["sequences"][:, :n]
     sequences = sequences.reshape(-1, sequences.shape[-1])
-    scores = parents = None
+    parents = None
+    scores = jnp.asarray(decoded["scores"][:, :n].reshape(-1)) if "scores" in decoded else None
     if "parents" in decoded:
-        scores = jnp.asarray(decoded["scores"][:, :n].reshape(-1))
         parents = decoded["parents"][:, :n].reshape(len(sequences), -1)
         longest = prompt + int(np.max(np.sum(parents >= 0, axis=1)))
         parents = jnp.asarray(parents[:, prompt:longest])
@@ -293,17 +322,40 @@ def _source(
     return source, {name: array for name, array in more.items() if array is not None}
 
 
-def _prompt(given: Any, batch: int, start: int, vocab_size: int) -> np.ndarray:
-    """[batch, p], beginning with the start token unless some row already does (torch's rule)."""
+def _prompt(given: Any, mask: Any, batch: int, start: int, pad: int, config: EncoderDecoderConfig) -> tuple:
+    """int32 [batch, p], beginning with the start token unless some row already does (torch's rule), and None. Or, where
+    the mask tells of pads, each row behind its pads with a start token of its own, and where they begin [batch]."""
     if given is None:
-        return np.full((batch, 1), start, np.int32)
+        if mask is not None:
+            raise ValueError("decoder_attention_mask says where decoder_input_ids have tokens; give these too")
+        return np.full((batch, 1), start, np.int32), None
     given = np.asarray(given)
     if given.ndim != 2 or given.shape[0] != batch or given.shape[1] == 0:
         raise ValueError(f"decoder_input_ids has shape {list(given.shape)}; give [{batch}, p] with at least one token")
-    check_ids("decoder_input_ids", given, vocab_size)
+    check_ids("decoder_input_ids", given, config.decoder.vocab_size)
+    if mask is not None and not np.all(mask):
+        mask = np.asarray(mask)
+        if mask.shape != given.shape:
+            raise ValueError(
+                f"decoder_attention_mask has shape {list(mask.shape)} and decoder_input_ids {list(given.shape)}; make"
+                " them equal"
+            )
+        mask = mask.astype(bool)
+        wrong = np.flatnonzero(~mask[:, -1] | np.any(mask[:, :-1] & ~mask[:, 1:], axis=1))
+        if wrong.size:
+            raise ValueError(
+                f"row {wrong[0]} of decoder_attention_mask is {mask[wrong[0]].astype(int).tolist()}; pads stand before"
+                " the prompt, so give 0s, then at least one 1"
+            )
+        rows = [row[real] for row, real in zip(given, mask)]
+        rows = [row if row[0] == start else np.concatenate([[start], row]) for row in rows]
+        longest = max(map(len, rows))
+        begins = np.array([longest - len(row) for row in rows], np.int32)
+        prompt = np.stack([np.pad(row, (n, 0), constant_values=pad) for row, n in zip(rows, begins)])
+        return prompt.astype(np.int32), begins if begins.any() else None
     if (given[:, 0] != start).all():
         given = np.concatenate([np.full((batch, 1), start), given], axis=1)
-    return given.astype(np.int32)
+    return given.astype(np.int32), None
 
 
 def _lengths(settings: GenerationConfig, prompt: int, source: int, config) -> tuple[int, int]:
@@ -384,6 +436,16 @@ def _check(settings: GenerationConfig, rng: jax.Array | None, callback: Callable
     check(
         not covered or beams > 1, "coverage_penalty compares beams and num_beams is 1; set num_beams, or leave it out"
     )
+
+
+def _check_function(function: AllowedFunction | None) -> None:
+    if isinstance(function, TokenTrie):
+        raise ValueError("prefix_allowed_tokens_fn is a function and was given a TokenTrie; give it as allowed=")
+    if function is not None and jax.process_count() > 1:
+        raise ValueError(
+            f"prefix_allowed_tokens_fn is asked by one process, and there are {jax.process_count()}; give a TokenTrie"
+            " as allowed="
+        )
 
 
 # The decoding form of the parameters used last: (model, weak references to the leaves, the tree).

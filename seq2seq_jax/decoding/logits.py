@@ -30,6 +30,8 @@ class View:
       source: int32 [batch, source]; None where input_ids were not given. source_mask: bool [batch, source], where there
         are tokens.
       memory: by name, the state of each automaton for each sequence, [batch, n, ...].
+      row: int32 [batch], each row's number in the call.
+      begins: int32 [batch], where the prompts begin, behind pads; None: at 0. Lengths count the pads.
     """
 
     sequences: jax.Array
@@ -38,6 +40,20 @@ class View:
     source: jax.Array | None
     source_mask: jax.Array
     memory: Mapping[str, Any] = struct.field(default_factory=dict)
+    row: jax.Array | None = None
+    begins: jax.Array | None = None
+
+    @property
+    def own_length(self) -> jax.Array:
+        """`length` without the pads before the prompt: a scalar, or [batch, 1, 1]."""
+        return self.length if self.begins is None else self.length - self.begins[:, None, None]
+
+    @property
+    def inside(self) -> jax.Array:
+        """bool [capacity] or [batch, 1, capacity]: where the sequences have tokens."""
+        places = jnp.arange(self.sequences.shape[-1])
+        written = places < self.length
+        return written if self.begins is None else written & (places >= self.begins[:, None, None])
 
 
 # scores float32 [batch, n, rows], view -> scores. Beam search gives log-probabilities, greedy search and sampling raw
@@ -50,8 +66,8 @@ Criterion = Callable[[View], jax.Array]
 class Automaton(Protocol):
     """Something that reads a sequence token by token; its states travel with the hypotheses."""
 
-    def begin(self, prompt: jax.Array) -> Any:
-        """States [batch, ...] after the prompt, int32 [batch, p]."""
+    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> Any:
+        """States [batch, ...] after the prompt, int32 [batch, p], which begins at `begins` [batch] (None: at 0)."""
 
     def next(self, states: Any, tokens: jax.Array) -> Any:
         """States [batch, n, ...] after one more token each, int32 [batch, n]."""

@@ -31,6 +31,8 @@ class Rules:
       eos_ids: int32 [n_eos].
       processors, warpers: on the scores; warpers where there is sampling. criteria: ends beside eos_ids and max_length.
       automata: what processors and criteria remember of each hypothesis.
+      own_length: int32 scalar, the greatest length of a row without the pads before its prompt; None: max_length, which
+        counts them, is all.
       rng: a key, where there is sampling.
       numbers: of the strategy, by name (float32 or int32 scalars).
       kinds: stands for the classes of the functions above. jax holds the structures of dataclasses of different
@@ -46,6 +48,7 @@ class Rules:
     warpers: tuple[Processor, ...] = ()
     criteria: tuple[Criterion, ...] = ()
     automata: Mapping[str, Automaton] = struct.field(default_factory=dict)
+    own_length: jax.Array | None = None
     rng: jax.Array | None = None
     numbers: Mapping[str, jax.Array] = struct.field(default_factory=dict)
     kinds: int | None = struct.field(pytree_node=False, default=None)
@@ -58,11 +61,13 @@ class Rules:
 @struct.dataclass
 class Source:
     """What the rows decode: ids int32 [batch, source] or None (embeddings or states were given in their place), mask
-    bool [batch, source], and each row's number in the call."""
+    bool [batch, source], each row's number in the call, and where its prompt begins, behind pads: int32 [batch], or
+    None if all begin at 0."""
 
     ids: jax.Array | None
     mask: jax.Array
     row: jax.Array
+    begins: jax.Array | None = None
 
 
 @struct.dataclass
@@ -173,16 +178,16 @@ def lengthened(array: jax.Array, size: int, fill: Any, *, axis: int) -> jax.Arra
 
 def view_of(sequences: jax.Array, length: jax.Array, memory: Mapping, source: Source, rules: Rules) -> View:
     """What processors and criteria see."""
-    return View(sequences, length, rules.prompt_length, source.ids, source.mask, memory)
+    return View(sequences, length, rules.prompt_length, source.ids, source.mask, memory, source.row, source.begins)
 
 
-def begin_memory(prompt: jax.Array, n: int, rules: Rules) -> dict[str, Any]:
+def begin_memory(prompt: jax.Array, n: int, source: Source, rules: Rules) -> dict[str, Any]:
     """The automata's states [batch, n, ...] after the prompt."""
 
     def spread(states):
         return jax.tree.map(lambda a: jnp.broadcast_to(a[:, None], (a.shape[0], n, *a.shape[1:])), states)
 
-    return {name: spread(automaton.begin(prompt)) for name, automaton in rules.automata.items()}
+    return {name: spread(automaton.begin(prompt, source.begins)) for name, automaton in rules.automata.items()}
 
 
 def next_memory(memory: Mapping, parents: jax.Array | None, tokens: jax.Array, rules: Rules) -> dict[str, Any]:
@@ -193,16 +198,35 @@ def next_memory(memory: Mapping, parents: jax.Array | None, tokens: jax.Array, r
 
 
 def ends(view: View, tokens: jax.Array, rules: Rules) -> jax.Array:
-    """bool [batch, n]: sequences of `view` that end with their last tokens [batch, n], the greatest length aside."""
+    """bool [batch, n]: sequences of `view` that end with their last tokens [batch, n]; rules.max_length aside."""
     over = jnp.any(tokens[:, :, None] == rules.eos_ids, axis=-1)
+    if rules.own_length is not None:
+        over |= view.own_length[:, :, 0] >= rules.own_length
     for criterion in rules.criteria:
         over |= criterion(view)
     return over
 
 
+def greatest_length(source: Source, rules: Rules) -> jax.Array:
+    """int32, a scalar or [batch, 1]: of sequences, pads before the prompt included."""
+    if rules.own_length is None:
+        return rules.max_length
+    return jnp.minimum(rules.max_length, source.begins[:, None] + rules.own_length)
+
+
+def length_penalty(generated: jax.Array, rules: Rules) -> jax.Array:
+    """By what the summed log-probabilities of `generated` tokens are divided."""
+    generated = generated.astype(jnp.float32)
+    if "gnmt_length_penalty" in rules.numbers:
+        return ((5.0 + generated) / 6.0) ** rules.numbers["gnmt_length_penalty"]
+    return generated ** rules.numbers["length_penalty"]
+
+
 def row_keys(rules: Rules, source: Source, length: jax.Array) -> jax.Array:
-    """A key for each row [batch], which follows from the row's number and the length, not from the other rows."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(rules.rng, row), length))(source.row)
+    """A key for each row [batch], which follows from the row's number and its length, not from the other rows."""
+    lengths = jnp.broadcast_to(length if source.begins is None else length - source.begins, source.row.shape)
+    fold = jax.random.fold_in
+    return jax.vmap(lambda row, length: fold(fold(rules.rng, row), length))(source.row, lengths)
 
 
 def row_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -79,7 +79,7 @@ class SequenceBias:
         m, longest = self.prefixes.shape
         if not m:
             return scores
-        match = jnp.broadcast_to(self.lengths <= view.length, (*scores.shape[:2], m))
+        match = jnp.broadcast_to(self.lengths <= view.own_length, (*scores.shape[:2], m))
         for back in range(1, longest + 1):
             token = jnp.take(view.sequences, jnp.maximum(view.length - back, 0), axis=-1)
             match &= (token[..., None] == self.prefixes[:, longest - back]) | (back > self.lengths)
@@ -117,8 +117,7 @@ class RepetitionPenalty:
     penalty: jax.Array
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        seen = jnp.arange(view.sequences.shape[-1]) < view.length
-        return _penalised(scores, view.sequences, seen, self.penalty)
+        return _penalised(scores, view.sequences, view.inside, self.penalty)
 
 
 @struct.dataclass
@@ -132,8 +131,7 @@ class NoRepeatNGram:
     n: int = struct.field(pytree_node=False)
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        inside = jnp.arange(view.sequences.shape[-1]) < view.length
-        return _without_ngrams(scores, view, view.sequences, inside, self.n)
+        return _without_ngrams(scores, view, view.sequences, view.inside, self.n)
 
 
 @struct.dataclass
@@ -158,13 +156,15 @@ class MinLength:
 
     Attributes:
       length: int32 scalar, prompt included. eos: int32 [n_eos].
+      own: whether pads before the prompt do not count.
     """
 
     length: jax.Array
     eos: jax.Array
+    own: bool = struct.field(pytree_node=False, default=False)
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        banned = _among(scores.shape[-1], self.eos) & (view.length < self.length)
+        banned = _among(scores.shape[-1], self.eos) & ((view.own_length if self.own else view.length) < self.length)
         return jnp.where(banned, -jnp.inf, scores)
 
 
@@ -181,10 +181,7 @@ class AllowedTokens:
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
         banned = jnp.full(scores.shape, -jnp.inf, scores.dtype)
-        mask = set_rows(banned, self.trie.allowed(view.memory["allowed"]), 0.0)
-        scores += mask
-        none = jnp.all(jnp.max(scores, axis=-1) == -jnp.inf, axis=1)
-        return jnp.where(none[:, None, None], mask, scores)
+        return constrained(scores, set_rows(banned, self.trie.allowed(view.memory["allowed"]), 0.0))
 
 
 @struct.dataclass
@@ -198,7 +195,7 @@ class ForcedBos:
     token: jax.Array
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _only(scores, self.token[None], view.length == 1)
+        return _only(scores, self.token[None], view.own_length == 1)
 
 
 @struct.dataclass
@@ -206,14 +203,15 @@ class ForcedEos:
     """The token at the greatest length (torch's ForcedEOSTokenLogitsProcessor).
 
     Attributes:
-      tokens: int32 [n]. max_length: int32 scalar.
+      tokens: int32 [n]. max_length: int32 scalar. own: whether pads before the prompt do not count.
     """
 
     tokens: jax.Array
     max_length: jax.Array
+    own: bool = struct.field(pytree_node=False, default=False)
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _only(scores, self.tokens, view.length == self.max_length - 1)
+        return _only(scores, self.tokens, (view.own_length if self.own else view.length) == self.max_length - 1)
 
 
 @struct.dataclass
@@ -269,13 +267,18 @@ class BeginSuppressTokens:
 
     Attributes:
       tokens: int32 [m]. begin: int32 scalar, the length at which they are banned.
+      after_bos: whether it is one more for a row whose prompt, behind pads, is the start token alone.
     """
 
     tokens: jax.Array
     begin: jax.Array
+    after_bos: bool = struct.field(pytree_node=False, default=False)
 
     def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        banned = _among(scores.shape[-1], self.tokens) & (view.length == self.begin)
+        begin = self.begin
+        if self.after_bos and view.begins is not None:
+            begin = begin + (view.prompt_length - view.begins[:, None, None] == 1)
+        banned = _among(scores.shape[-1], self.tokens) & (view.length == begin)
         return jnp.where(banned, -jnp.inf, scores)
 
 
@@ -332,10 +335,12 @@ class BlockRepeatedWords:
 
         tables = (self.words.starts, self.words.filled, self.words.hashes, self.words.powers)
         parts = tuple(jnp.asarray(table)[view.sequences] for table in tables)
-        _, filled, hashes, _ = jax.lax.associative_scan(joined, parts, axis=2)
         place = jnp.arange(view.sequences.shape[-1])
+        if view.begins is not None:
+            parts = (parts[0] | (place == view.begins[:, None, None]), *parts[1:])
+        _, filled, hashes, _ = jax.lax.associative_scan(joined, parts, axis=2)
         ahead = jnp.concatenate([parts[0][..., 1:], jnp.ones_like(parts[0][..., :1])], axis=-1)
-        whole = filled & (place < view.length) & (ahead | (place == view.length - 1))
+        whole = filled & view.inside & (ahead | (place == view.length - 1))
         slots = jnp.where(whole, jnp.cumsum(whole, axis=-1) - 1, len(place))
         b, j = jnp.ogrid[: slots.shape[0], : slots.shape[1]]
         packed = jnp.zeros_like(hashes).at[b[..., None], j[..., None], slots].set(hashes, mode="drop")
@@ -373,6 +378,13 @@ def _word_table(tokenizer: Any, vocab_size: int) -> Words:
     return Words(starts, lengths > 0, hashes, powers)
 
 
+def constrained(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scores plus a mask of 0 and -inf [batch, n, rows]; the mask alone where all sequences of a row are -inf."""
+    scores = scores + mask
+    none = jnp.all(jnp.max(scores, axis=-1) == -jnp.inf, axis=1)
+    return jnp.where(none[:, None, None], mask, scores)
+
+
 def _among(rows: int, ids: jax.Array) -> jax.Array:
     """bool [rows]: which rows are among ids [m]; ids beyond rows drop."""
     return jnp.zeros(rows, bool).at[ids].set(True, mode="drop")
@@ -395,7 +407,7 @@ def _without_ngrams(scores: jax.Array, view: View, text: jax.Array, inside: jax.
     windows, sequences = text.shape[-1] - n + 1, view.sequences
     if windows <= 0 or sequences.shape[-1] < n - 1:
         return scores
-    whole = (view.length >= n - 1) & jnp.stack([inside[..., k : k + windows] for k in range(n)]).all(axis=0)
+    whole = (view.own_length >= n - 1) & jnp.stack([inside[..., k : k + windows] for k in range(n)]).all(axis=0)
     match = jnp.broadcast_to(whole, (*sequences.shape[:2], windows))
     last = jax.lax.dynamic_slice_in_dim(sequences, view.length - (n - 1), n - 1, axis=-1)
     for k in range(n - 1):

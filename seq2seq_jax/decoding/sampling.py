@@ -19,6 +19,7 @@ from seq2seq_jax.decoding.loop import (
     begin_memory,
     ends,
     kept_results,
+    length_penalty,
     next_memory,
     put,
     row_keys,
@@ -36,6 +37,8 @@ class Samples(Growing):
     length: jax.Array  # int32: tokens so far, prompt included
     memory: dict[str, Any]  # the automata's states [batch, n, ...]
     record: Record | None
+    sums: jax.Array | None = None  # float32 [batch, n]: summed log-probabilities, where they are wanted
+    scores: jax.Array | None = None  # float32 [batch, n]: these, length penalty applied
 
     positions: ClassVar = {"sequences": PAD, "record": 0.0}
 
@@ -44,6 +47,8 @@ class Samples(Growing):
 class Sampling:
     """Attributes:
     count: sequences a row. do_sample: tokens are drawn, else the best is taken. kept: what is recorded.
+
+    Drawn sequences, and recorded ones, have scores, for which it reads rules.numbers as `BeamSearch` does.
     """
 
     count: int = 1
@@ -60,7 +65,10 @@ class Sampling:
         sequences = jnp.full((batch, n, capacity), rules.pad_id, jnp.int32).at[:, :, :p].set(prompt[:, None, :])
         record = Record.begin(self.kept, batch, n, capacity, rows) if self.kept else None
         opened = jnp.ones((batch, n), bool)
-        state = Samples(sequences, opened, jnp.int32(p), begin_memory(prompt, n, rules), record)
+        zeros = jnp.zeros((batch, n)) if self.do_sample or self.kept else None
+        state = Samples(
+            sequences, opened, jnp.int32(p), begin_memory(prompt, n, source, rules), record, sums=zeros, scores=zeros
+        )
         return self.chosen(state, jnp.broadcast_to(step.logits[:, :, -1], (batch, n, rows)), source, rules), cache
 
     def tokens(self, state: Samples, source: Source) -> jax.Array:
@@ -77,19 +85,25 @@ class Sampling:
 
     def results(self, state: Samples) -> dict[str, jax.Array]:
         lengths = jnp.broadcast_to(state.length, state.open.shape[:1])
-        return {"sequences": state.sequences, "lengths": lengths} | kept_results(state.record)
+        scores = {} if state.scores is None else {"scores": state.scores}
+        return {"sequences": state.sequences, "lengths": lengths} | scores | kept_results(state.record)
 
     def chosen(self, state: Samples, logits: jax.Array, source: Source, rules: Rules) -> Samples:
         """The state with one more token each, from logits [batch, n, rows]."""
         view = view_of(state.sequences, state.length, state.memory, source, rules)
-        scores = process(logits, view, (*rules.processors, *rules.warpers))
-        record = state.record
+        processed = process(logits, view, rules.processors)
+        scores, record = process(processed, view, rules.warpers), state.record
         if record is not None:
             record = record.at(state.length, logits=logits, scores=scores)
         if self.do_sample:
             scores += row_noise(row_keys(rules, source, state.length), scores.shape)
         tokens = jnp.where(state.open, highest(scores, 1)[1][..., 0], rules.pad_id).astype(jnp.int32)
         sequences, length = put(state.sequences, tokens, state.length), state.length + 1
+        sums, totals = state.sums, state.scores
+        if sums is not None:
+            found = jnp.take_along_axis(processed, tokens[:, :, None], axis=-1)[..., 0]
+            sums = sums + found - jax.nn.logsumexp(processed, axis=-1)
+            totals = jnp.where(state.open, sums / length_penalty(length - rules.prompt_length, rules), totals)
         memory = next_memory(state.memory, None, tokens, rules)
         over = ends(view_of(sequences, length, memory, source, rules), tokens, rules)
-        return Samples(sequences, state.open & ~over, length, memory, record)
+        return Samples(sequences, state.open & ~over, length, memory, record, sums, totals)

@@ -22,7 +22,9 @@ from seq2seq_jax.decoding.loop import (
     Source,
     begin_memory,
     ends,
+    greatest_length,
     kept_results,
+    length_penalty,
     next_memory,
     put,
     row_keys,
@@ -117,7 +119,7 @@ class BeamSearch:
             improvable=jnp.ones(batch, bool),
             length=jnp.int32(p),
             running=jnp.bool_(True),
-            memory=begin_memory(prompt, beams, rules),
+            memory=begin_memory(prompt, beams, source, rules),
             coverage=jnp.zeros((batch, beams, source.mask.shape[1]), jnp.float32) if self.covered else None,
             record=Record.begin(self.kept, batch, beams, capacity, rows) if self.kept else None,
         )
@@ -153,7 +155,7 @@ class BeamSearch:
         # The best that do not end run on; of those that end, the first num_beams may finish.
         running, chosen = jax.lax.top_k(scores + jnp.where(options.ends, NEVER, 0.0), self.num_beams)
         finishing = options.ends & (jnp.arange(scores.shape[1]) < self.num_beams)
-        return self.settled(state, options, chosen, running, finishing, rules)
+        return self.settled(state, options, chosen, running, finishing, source, rules)
 
     def log_probs(self, state: Beams, logits: jax.Array, attention, source: Source, rules: Rules):
         """Processed log-probabilities [batch, beams, rows], and the state with what they leave in it."""
@@ -185,12 +187,19 @@ class BeamSearch:
         history = put(take(state.parents, parents), flat, state.length)
         memory = next_memory(state.memory, parents, tokens, rules)
         view = view_of(sequences, state.length + 1, memory, source, rules)
-        over = ends(view, tokens, rules) | (state.length + 1 >= rules.max_length)
+        over = ends(view, tokens, rules) | (state.length + 1 >= greatest_length(source, rules))
         coverage = None if state.coverage is None else take(state.coverage, parents)
         return Candidates(sequences, scores, history, parents, over, memory, coverage)
 
     def settled(
-        self, state: Beams, options: Candidates, chosen: jax.Array, scores: jax.Array, finishing, rules: Rules
+        self,
+        state: Beams,
+        options: Candidates,
+        chosen: jax.Array,
+        scores: jax.Array,
+        finishing: jax.Array,
+        source: Source,
+        rules: Rules,
     ) -> tuple[Beams, jax.Array]:
         """The state after the options `chosen` [batch, beams], with `scores`, run on and those `finishing` finish."""
         final = options.scores / self.penalty(state.length + 1 - rules.prompt_length, rules)
@@ -206,7 +215,9 @@ class BeamSearch:
             return take(jnp.concatenate([old, new], axis=1), kept)
 
         done, length = merged(state.done, finishing), state.length + 1
-        improvable = state.improvable & self._can_improve(scores[:, 0], done_scores, done, length, rules)
+        improvable = state.improvable & self._can_improve(scores[:, 0], done_scores, done, length, source, rules)
+        if rules.own_length is not None:  # rows reach their greatest lengths at different times
+            improvable &= ~jnp.all(options.ends, axis=1)
         running = jnp.any(improvable) & ~jnp.all(options.ends)
         if self.early_stopping is True:
             running &= ~jnp.all(done)
@@ -228,22 +239,19 @@ class BeamSearch:
 
     def penalty(self, generated: jax.Array, rules: Rules) -> jax.Array:
         """By what the summed log-probabilities of `generated` tokens are divided."""
-        generated = generated.astype(jnp.float32)
-        if "gnmt_length_penalty" in rules.numbers:
-            return ((5.0 + generated) / 6.0) ** rules.numbers["gnmt_length_penalty"]
-        return generated ** rules.numbers["length_penalty"]
+        return length_penalty(generated, rules)
 
     def coverage_penalty(self, coverage: jax.Array, rules: Rules) -> jax.Array:
         """beta * sum over the source of log(min(attention, 1)), [batch, m], from coverage [batch, m, source]."""
         logs = jnp.log(jnp.clip(coverage, jnp.finfo(jnp.float32).tiny, 1.0))
         return rules.numbers["coverage_penalty"] * jnp.sum(logs, axis=-1)
 
-    def _can_improve(self, best_running, done_scores, done, length, rules: Rules) -> jax.Array:
+    def _can_improve(self, best_running, done_scores, done, length, source: Source, rules: Rules) -> jax.Array:
         """Whether the best running hypothesis [batch] may still beat the worst finished one (torch's heuristic)."""
         reach = length - rules.prompt_length
         if self.early_stopping == "never":
             power = next(rules.numbers[n] for n in ("gnmt_length_penalty", "length_penalty") if n in rules.numbers)
-            reach = jnp.where(power > 0, rules.max_length - rules.prompt_length, reach)
+            reach = jnp.where(power > 0, greatest_length(source, rules) - rules.prompt_length, reach)
         hoped = best_running[:, None] / self.penalty(reach, rules)
         worst = jnp.where(done, jnp.min(done_scores, axis=1, keepdims=True), NEVER)
         return jnp.any(hoped > worst, axis=1)

@@ -16,6 +16,7 @@ from seq2seq_jax.decoding import processors as p
 from seq2seq_jax.decoding import warpers as w
 from seq2seq_jax.decoding.automata import AhoCorasick, AtStopString, StopStrings, TokenTrie
 from seq2seq_jax.decoding.logits import Automaton, Criterion, Processor
+from seq2seq_jax.decoding.prefix import AllowedByFunction
 
 # The best scores are ordered in steps of powers of two from here, so that another top_k seldom compiles.
 _WIDTH = 64
@@ -32,6 +33,8 @@ def processors_of(
     custom: Sequence[Processor] = (),
     tokenizer: Any = None,
     allowed: TokenTrie | None = None,
+    asked: np.int32 | None = None,
+    pads: int = 0,
 ) -> tuple[Processor, ...]:
     """What the settings ask for, in torch's order (`_get_logits_processor`), `custom` ones behind torch's.
 
@@ -40,7 +43,9 @@ def processors_of(
       prompt_length, min_length, max_length: in tokens, start token and prompt included.
       eos: end tokens.
       tokenizer: of the target; has a `backend`. Needed with no_repeat_word_ngram_size.
-      allowed: the sequences that may follow the prompt.
+      allowed: the sequences that may follow the prompt. asked: the number of a function of allowed tokens
+        (decoding/prefix.py).
+      pads: the most pads before a prompt; with some, min_length and max_length of the settings do not count them.
 
     Raises:
       ValueError: naming the setting at fault and what to give.
@@ -62,16 +67,19 @@ def processors_of(
     if bad:
         out.append(p.SequenceBias.from_pairs([(ids, -np.inf) for ids in bad]))
     ends = np.array(eos, np.int32)
-    if min_length > prompt_length and eos:
-        out.append(p.MinLength(np.int32(min_length), ends))
+    if min_length > prompt_length - pads and eos:
+        out.append(p.MinLength(np.int32(min_length), ends, pads > 0 and s.min_new_tokens is None))
     if allowed is not None:
         largest = allowed.largest
         check(largest < vocab_size, f"allowed has {largest}; give ids below the vocabulary's size {vocab_size}")
         out.append(p.AllowedTokens(allowed))
+    if asked is not None:
+        out.append(AllowedByFunction(asked, vocab_size))
     if s.forced_bos_token_id is not None:
         out.append(p.ForcedBos(np.int32(s.forced_bos_token_id)))
     if s.forced_eos_token_id is not None:
-        out.append(p.ForcedEos(np.atleast_1d(np.int32(s.forced_eos_token_id)), np.int32(max_length)))
+        own = pads > 0 and limits_rows(s)
+        out.append(p.ForcedEos(np.atleast_1d(np.int32(s.forced_eos_token_id)), np.int32(max_length), own))
     if s.remove_invalid_values:
         out.append(p.RemoveInvalid(vocab_size))
     if s.exponential_decay_length_penalty and eos:
@@ -80,8 +88,9 @@ def processors_of(
     if s.suppress_tokens:
         out.append(p.SuppressTokens(np.array(s.suppress_tokens, np.int32)))
     if s.begin_suppress_tokens:
-        begin = prompt_length + (prompt_length == 1 and s.forced_bos_token_id is not None)
-        out.append(p.BeginSuppressTokens(np.array(s.begin_suppress_tokens, np.int32), np.int32(begin)))
+        forced = s.forced_bos_token_id is not None
+        begin = np.int32(prompt_length + (prompt_length == 1 and forced))
+        out.append(p.BeginSuppressTokens(np.array(s.begin_suppress_tokens, np.int32), begin, forced))
     out += custom
     if s.renormalize_logits and not s.do_sample:
         out.append(w.Renormalize())
@@ -153,6 +162,11 @@ def automata_of(
             [[ids] if isinstance(ids[0], int) else ids for ids in settings.force_words_ids]
         )
     return out
+
+
+def limits_rows(settings: GenerationConfig) -> bool:
+    """Whether the greatest length is one of whole sequences, and so counts no pads before a prompt."""
+    return settings.max_new_tokens is None and settings.max_length is not None
 
 
 def _check_ids(settings: GenerationConfig, vocab_size: int) -> None:

@@ -1,8 +1,8 @@
 """Warpers of next-token scores for sampling, in the order in which transformers' generate applies them.
 
 All take scores float32 [batch, n, rows] and a View, and ban what is not to be drawn. `keep` tokens stay in any case.
-They keep as many tokens as torch's classes on a CPU, whose running sums are doubles that are rounded to float32. Which of
-equal scores stay where a cut falls among them is left open by torch's unstable sort; here those with the lowest ids do.
+They keep as many tokens as torch's classes on a CPU, whose running sums are doubles that are rounded to float32. Where
+a cut falls among equal scores, torch's unstable sort leaves open which stay; here those with the lowest ids do.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ class Cache:
       index: int32 scalar, positions written so far.
       uncounted: int32 [batch, 1], pad tokens of the prompt (what is read at index 0) where positions do not count them
         (RoBERTa); else None.
+      begins: int32 [batch, 1], where each row's prompt begins, behind pads that nobody sees; None: at 0.
     """
 
     keys: tuple[jax.Array, ...]
@@ -34,6 +35,7 @@ class Cache:
     ancestry: jax.Array
     index: jax.Array
     uncounted: jax.Array | None = None
+    begins: jax.Array | None = None
 
     @property
     def num_beams(self) -> int:
@@ -83,6 +85,8 @@ class Cache:
             past &= jnp.arange(length)[None, :] >= position[:, None] - window
         mine = self.ancestry[:, :beams, :, None] == jnp.arange(slots)
         mask = mine[:, :, None] & past[None, None, :, :, None]
+        if self.begins is not None:
+            mask &= (jnp.arange(length) >= self.begins)[:, None, None, :, None]
         return mask.reshape(batch, 1, beams * tokens, length * slots)
 
     def write(self, layer: int, k: jax.Array, v: jax.Array, beams: int) -> Cache:

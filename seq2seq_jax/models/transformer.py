@@ -169,14 +169,17 @@ class Transformer(Part):
         """
         c, (batch, beams, count) = self.config, tokens.shape
         queries = jnp.tile(cache.index + jnp.arange(count), beams)
-        positions = queries[None]
+        positions, real = queries[None], jnp.ones((), bool)
+        if cache.begins is not None:  # rows that are done may go on beyond the last position
+            positions = jnp.clip(queries - cache.begins, 0, c.max_positions - 1)
+            real = (cache.index + jnp.arange(count) >= cache.begins)[:, None]
         if c.position_pad_id is not None:
-            real = (tokens != c.position_pad_id).astype(jnp.int32)
+            real = (real & (tokens != c.position_pad_id)).astype(jnp.int32)  # [batch, beams, count]
             before = cache.index - cache.uncounted[:, :, None]
             positions = ((jnp.cumsum(real, axis=2) + before) * real - 1).reshape(batch, beams * count)
-            prompt = cache.index == 0
+            positions = positions if cache.begins is None else jnp.minimum(positions, c.max_positions - 1)
             pads = count - jnp.sum(real[:, :1], axis=2)
-            cache = cache.replace(uncounted=jnp.where(prompt, pads, cache.uncounted))
+            cache = cache.replace(uncounted=jnp.where(cache.index == 0, pads, cache.uncounted))
         x = self.embeddings(tokens.reshape(batch, beams * count), positions, None, train=False)
         keys = jnp.arange(cache.length * cache.num_beams) // cache.num_beams
         masks = tuple(cache.visible(beams, count, window and window[0]) for window in c.windows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -376,19 +376,74 @@ def save_decoder(
     if not family.torch_cross:
         pieces = export_pieces(pretrained.config).items()
         left_out = {piece.names[0] for path, piece in pieces if "/cross_attention" in path}
-    outer, directory = "decoder.", Path(path)
-    tensors = (
-        (name.removeprefix(outer), array)
-        for name, array in _tensors(pretrained, dtype)
-        if name.startswith(outer) and name not in left_out
-    )
-    _write_tensors(directory, tensors, max_shard_size)
+    flags = hf_config.SIDE_FLAGS["decoder"] if family.torch_cross else {}
+    config = {**registry.to_hf(side, "decoder"), **flags}
+    name_of = lambda name: None if name in left_out else _without("decoder.", name)
+    _save_side(Path(path), pretrained, name_of, config, dtype, max_shard_size, tokenizer)
+    barrier("save_decoder")
+
+
+def save_encoder(
+    path: str | os.PathLike,
+    pretrained: Pretrained,
+    *,
+    dtype: Dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    tokenizer: Any = None,
+) -> None:
+    """Writes an encoder alone, for torch's class of it (AutoModel; T5EncoderModel, MT5EncoderModel, UMT5EncoderModel).
+
+    Tensors that no forward pass of the pair reads, such as a pooler, are written too. A causal language model that was
+    made bidirectional is so for `from_encoder_decoder_pretrained` only: most of torch's classes do not read
+    use_bidirectional_attention.
+
+    Raises:
+      ValueError: for the half of a sequence-to-sequence model that is no model of its own, such as BART's.
+    """
+    side = pretrained.config.encoder
+    family = registry.FAMILIES[side.family]
+    config = {**registry.to_hf(side, "encoder"), **hf_config.SIDE_FLAGS["encoder"]}
+    outer, names = ("encoder." if pretrained.config.is_pair else ""), {}
+    if family.whole is not None:
+        if family.prefixes["encoder"][0] != "encoder.":  # T5's, as its class of the encoder has them
+            raise ValueError(
+                f"{side.family}'s encoder alone is not written, being half of a model; write all with save_pretrained"
+            )
+        names = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "shared.weight"}
+        kind = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[config["model_type"]]
+        config |= {"architectures": [f"{kind}EncoderModel"], "is_encoder_decoder": False}
+
+    def name_of(name: str) -> str | None:
+        inner = _without(outer, name)
+        if inner is None or family.whole is None or inner in names:
+            return names.get(inner, inner)
+        return inner if inner.startswith("encoder.") else None
+
+    _save_side(Path(path), pretrained, name_of, config, dtype, max_shard_size, tokenizer)
+    barrier("save_encoder")
+
+
+def _without(prefix: str, name: str) -> str | None:
+    """The name behind the prefix; None: it has another."""
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def _save_side(
+    directory: Path,
+    pretrained: Pretrained,
+    name_of: Callable[[str], str | None],
+    config: Mapping[str, Any],
+    dtype: Dtype | None,
+    max_shard_size: int | str,
+    tokenizer: Any,
+) -> None:
+    """Writes one side: the pair's tensors that have a name there, the config.json and the tokenizer."""
+    named = ((name_of(name), array) for name, array in _tensors(pretrained, dtype))
+    _write_tensors(directory, ((name, array) for name, array in named if name is not None), max_shard_size)
     if is_first():
-        flags = hf_config.SIDE_FLAGS["decoder"] if family.torch_cross else {}
-        write_json(directory / "config.json", {**registry.to_hf(side, "decoder"), **flags})
+        write_json(directory / "config.json", config)
         if tokenizer is not None:
             tokenizer.save(directory)
-    barrier("save_decoder")
 
 
 def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str, np.ndarray]]:

@@ -25,6 +25,7 @@ from seq2seq_jax.weights.pretrained import (  # noqa: E402
     from_encoder_decoder_pretrained,
     from_pretrained,
     save_decoder,
+    save_encoder,
     save_pretrained,
 )
 
@@ -276,6 +277,41 @@ def test_bare_decoder_returns_to_its_class(name, small_encoder, tmp_path):
     ids = torch.tensor(ladder.random_batch(VOCABULARIES)["input_ids"])
     with torch.no_grad():
         ladder.close(again(ids).logits.numpy(), lm(ids).logits.numpy(), 1e-6, "reloaded logits")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "gpt2", "t5, gated", "umt5", "opt", "llama"])
+def test_encoder_returns_to_its_class(name, small_decoder, tmp_path):
+    """An encoder that was not trained is written as it was, with what the pair does not read, and torch loads it."""
+    whole = models.encoder(name)[1]
+    kind = models.T5_ENCODERS.get(whole.config.model_type, transformers.AutoModel)
+    whole.save_pretrained(tmp_path / "encoder")
+    pair = from_encoder_decoder_pretrained(tmp_path / "encoder", small_decoder)
+    save_encoder(tmp_path / "again", pair)
+    before, after = (load_file(tmp_path / part / "model.safetensors") for part in ("encoder", "again"))
+    assert {k: v.tobytes() for k, v in before.items()} == {k: v.tobytes() for k, v in after.items()}
+    again, info = kind.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = torch.tensor(ladder.random_batch(VOCABULARIES)["input_ids"])
+    with torch.no_grad():
+        states = [model.eval()(ids).last_hidden_state for model in (again, whole)]
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoder_of_a_whole_model(name, tmp_path):
+    whole = models.ready(AutoModelForSeq2SeqLM.from_config(models.config_of(name)), 0)
+    whole.config.decoder_start_token_id = 1
+    whole.save_pretrained(tmp_path / "whole")
+    pair = from_pretrained(tmp_path / "whole")
+    if name == "bart":
+        with pytest.raises(ValueError, match=r"bart's encoder alone is not written.*save_pretrained"):
+            save_encoder(tmp_path / "again", pair)
+        return
+    save_encoder(tmp_path / "again", pair)
+    again = transformers.T5EncoderModel.from_pretrained(tmp_path / "again").eval()
+    ids = torch.tensor(ladder.random_batch(VOCABULARIES)["input_ids"])
+    with torch.no_grad():
+        assert torch.equal(again(ids).last_hidden_state, whole.eval().encoder(ids).last_hidden_state)
 
 
 @pytest.mark.parametrize("model_type", families.BY_MODEL_TYPE)

@@ -13,10 +13,11 @@ transformers = pytest.importorskip("transformers")
 import tokenizers  # noqa: E402
 from kinds import jitted  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers.generation import stopping_criteria  # noqa: E402
+from transformers.generation import logits_process, stopping_criteria  # noqa: E402
 from transformers.generation.logits_process import LogitsProcessorList, PrefixConstrainedLogitsProcessor  # noqa: E402
 
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf  # noqa: E402
+from seq2seq_jax.decoding import warpers  # noqa: E402
 from seq2seq_jax.decoding.automata import StopStrings, TokenTrie  # noqa: E402
 from seq2seq_jax.decoding.logits import View, process  # noqa: E402
 from seq2seq_jax.decoding.settings import processors_of, warpers_of  # noqa: E402
@@ -163,6 +164,72 @@ def test_warpers(name, beams):
         scores, view = case(rng)
         expected = theirs(settings, scores, view, max_length=CAPACITY, beams=beams)
         same(ours(settings, scores, view, max_length=CAPACITY, beams=beams), expected)
+
+
+def odd_scores(rng, rows):
+    """float32 [10, rows]: ties, bans, wide ranges, and probabilities that are decimals."""
+    parts = rng.multinomial(20, np.ones(min(rows, 5)) / min(rows, 5), 2) + 1
+    decimals = np.full((2, rows), -np.inf)
+    decimals[:, : parts.shape[1]] = np.log((parts / parts.sum(axis=1, keepdims=True)).astype(np.float32))
+    banned = rng.normal(size=rows) * 3
+    banned[1:][rng.random(rows - 1) < 0.5] = -np.inf
+    alone = np.full(rows, -np.inf)
+    alone[rows // 2] = 0.3
+    other = [rng.normal(size=rows), rng.normal(size=rows) * 60, rng.integers(0, 4, rows), np.full(rows, rng.normal())]
+    return np.stack([*decimals, banned, alone, *other, np.round(rng.normal(size=rows), 1), np.zeros(rows)]).astype("f4")
+
+
+CUT_OFFS = {
+    "top_p": lambda p, keep: (
+        warpers.TopKTopP(None, np.float32(p), np.int32(keep)),
+        [logits_process.TopPLogitsWarper(p, min_tokens_to_keep=keep)],
+    ),
+    "top_k and top_p": lambda p, keep: (
+        warpers.TopKTopP(np.int32(6), np.float32(p), np.int32(keep), 8),
+        [
+            logits_process.TopKLogitsWarper(6, min_tokens_to_keep=keep),
+            logits_process.TopPLogitsWarper(p, min_tokens_to_keep=keep),
+        ],
+    ),
+    "top_k": lambda p, keep: (
+        warpers.TopKTopP(np.int32(1 + 9 * p), None, np.int32(keep), 16),
+        [logits_process.TopKLogitsWarper(int(1 + 9 * p), min_tokens_to_keep=keep)],
+    ),
+    "typical": lambda p, keep: (
+        warpers.TypicalP(np.float32(p), np.int32(keep)),
+        [logits_process.TypicalLogitsWarper(p, min_tokens_to_keep=keep)],
+    ),
+    "min_p": lambda p, keep: (
+        warpers.MinP(np.float32(p), keep),
+        [logits_process.MinPLogitsWarper(p, min_tokens_to_keep=keep)],
+    ),
+    "epsilon": lambda p, keep: (
+        warpers.EpsilonCutoff(np.float32(p / 9), keep),
+        [logits_process.EpsilonLogitsWarper(p / 9, min_tokens_to_keep=keep)],
+    ),
+    "eta": lambda p, keep: (
+        warpers.EtaCutoff(np.float32(p / 9), keep),
+        [logits_process.EtaLogitsWarper(p / 9, min_tokens_to_keep=keep)],
+    ),
+    "top_h": lambda p, keep: (warpers.TopH(np.float32(p)), [logits_process.TopHLogitsWarper(p)]),
+}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("rows", [5, 120, 1000])
+@pytest.mark.parametrize("name", CUT_OFFS)
+def test_cut_offs_keep_as_much_as_torch(name, rows, keep):
+    """Among equal scores torch's choice is open; how many of them stay is not."""
+    rng = np.random.default_rng(rows + keep)
+    scores = odd_scores(rng, rows)
+    for p in (0.1, 0.2, 0.5, 0.6, 0.8, 0.95, 0.99, *rng.uniform(0.05, 0.95, 3).tolist()):
+        ours, theirs = CUT_OFFS[name](p, keep)
+        expected = torch.tensor(scores)
+        for warper in theirs:
+            expected = warper(None, expected)
+        got = np.asarray(run(scores[:, None], None, (ours,)))[:, 0]
+        assert (np.isneginf(got) | (got == scores)).all()
+        np.testing.assert_array_equal(np.sort(got), np.sort(expected.numpy()), err_msg=f"{name} {p}")
 
 
 @pytest.mark.parametrize("names", [["top_h"], ["top_k"], ["top_k", "top_p"], ["top_k", "min_p", "typical_p"]])
