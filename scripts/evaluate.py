@@ -3,8 +3,12 @@
 scripts/evaluate.py --model=runs/quickstart --data=debian-synopsis:validation --output=runs/quickstart/evaluation
 
 --model is the workdir of a run (whose columns, lengths and prefixes are followed), a directory that save_pretrained or
-torch wrote, or a hub id. --data is a .jsonl, .csv or .parquet file, a shipped set, or a directory or hub id with a
-split.
+torch wrote, or a hub id. --data is a .jsonl, .csv, .tsv or .parquet file (all but Parquet also as .gz, .bz2, .xz or
+.zst), a shipped set, or a directory or hub id with a split.
+
+Beside the scores stand the metrics' signatures: which version, and what splits texts into words. ROUGE of most scripts
+needs --rouge_tokenizer=unicode, which is taken by itself where most letters of the references are beyond a-z; BLEU of
+Chinese needs --bleu_tokenize=zh, of Japanese ja-mecab, of Korean ko-mecab.
 
 A model that one device does not hold is split over several: --tensor=4, --fsdp=2, or both. Their product divides the
 number of all devices, those of other processes (--distributed) included.
@@ -20,10 +24,11 @@ import model_flags
 import process_flags
 from absl import app, flags, logging
 
-from seq2seq_jax.config import METRICS, DataConfig
+from seq2seq_jax.config import BLEU_TOKENIZERS, METRICS, ROUGE_TOKENIZERS, DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.evaluate import evaluate
+from seq2seq_jax.evaluation.metrics import check_tokenizers
 from seq2seq_jax.parallel import multihost
 from seq2seq_jax.training.journal import say
 
@@ -34,8 +39,14 @@ flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_string("data", None, "The examples.", required=True)
 flags.DEFINE_string("output", None, "A directory for scores.json and predictions.jsonl.", required=True)
 flags.DEFINE_list("metrics", ["rouge", "bleu"], f"Any of {', '.join(METRICS)}.")
+flags.DEFINE_string(
+    "rouge_tokenizer", "auto", f"What splits texts into words for ROUGE: {', '.join(ROUGE_TOKENIZERS)}."
+)
+flags.DEFINE_string("bleu_tokenize", "13a", f"sacrebleu's tokenizer for BLEU: {', '.join(BLEU_TOKENIZERS)}.")
 flags.DEFINE_integer("limit", None, "At most so many examples.")
-flags.DEFINE_string("source_field", None, "Column of the texts to read; default: as in training, or 'document'.")
+flags.DEFINE_string(
+    "source_field", None, "Column of the texts to read (within objects: a.b); default: as in training, or 'document'."
+)
 flags.DEFINE_string("target_field", None, "Column of the references; default: as in training, or 'summary'.")
 flags.DEFINE_string("subset", None, "Which configuration of a hub data set.")
 flags.DEFINE_integer("max_target_length", None, "In tokens, for the loss; default: as in training, or the model's.")
@@ -53,6 +64,8 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+    chosen = {name: FLAGS[name].value for name in ("rouge_tokenizer", "bleu_tokenize")}
+    check_tokenizers(FLAGS.metrics, **chosen)
     process_flags.start()
     mesh = mesh_flags.mesh_over(jax.devices())
     with jax.set_mesh(mesh):
@@ -73,6 +86,7 @@ def main(argv):
             tokenizers,
             mesh,
             metrics=FLAGS.metrics,
+            tokenizers_of_metrics=chosen,
             batch_size=FLAGS.batch_size,
             progress=multihost.is_first(),
         )
@@ -81,12 +95,15 @@ def main(argv):
     output = Path(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     content = {"model": FLAGS.model, "data": FLAGS.data, "examples": len(result.samples), **result.scores}
+    content["signatures"] = result.signatures
     (output / "scores.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with (output / "predictions.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for sample in result.samples)
     width = max(map(len, result.scores))
     for name, value in result.scores.items():
         print(f"{name.ljust(width)}  {value:10.2f}")
+    for name, signature in result.signatures.items():
+        print(f"{name}: {signature}")
     print(f"wrote {output / 'scores.json'} and {output / 'predictions.jsonl'}")
 
 

@@ -3,9 +3,14 @@
 From the command line:   scripts/generate.py --model=runs/quickstart --text="A package that ..."
 From a file:             scripts/generate.py --model=DIR --input=articles.txt --output=summaries.txt
                          scripts/generate.py --model=DIR --input=articles.jsonl --field=text --output=summaries.txt
+                         scripts/generate.py --model=DIR --input=articles.csv.gz --field=text --output=summaries.txt
 From standard input:     cat articles.txt | scripts/generate.py --model=DIR
 
-One text is one line; num_return_sequences outputs are as many lines. DIR is the workdir of a run, a directory that
+One text is one line (which only "\\n" ends), or one record of a .jsonl, .csv, .tsv or .parquet file, with the text under
+--field (within objects: a.b); any but Parquet may be compressed (.gz, .bz2, .xz, .zst). Output n is that of text n: a
+blank line is an empty text, but in .jsonl an error (at its end nothing), and in CSV and TSV nothing.
+
+num_return_sequences outputs are as many lines. DIR is the workdir of a run, a directory that
 save_pretrained or torch wrote, or a hub id. A workdir's way with texts (prefix, greatest length) is followed. The
 model's generation_config.json says how to decode, and --set changes it: --set=num_beams=4 --set=max_new_tokens=60
 
@@ -33,6 +38,7 @@ import process_flags
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from seq2seq_jax.data.text_files import KINDS, kind_of, text_lines
 from seq2seq_jax.evaluation.corpus import Meter
 from seq2seq_jax.evaluation.line_decoder import LineDecoder
 from seq2seq_jax.evaluation.lines import Lines, windows
@@ -45,14 +51,14 @@ flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_multi_string("text", [], "A text; may be given again for more.")
 flags.DEFINE_string(
-    "input", None, "A file with one text or (.jsonl) one object a line; '-' or nothing: standard input."
+    "input", None, f"A file of texts, one a line, or a {', '.join(KINDS)} file; '-' or nothing: standard input."
 )
-flags.DEFINE_string("field", None, "Of a .jsonl file: where the text stands; default: as in training.")
+flags.DEFINE_string("field", None, f"Of a {', '.join(KINDS)} file: where the text stands; default: as in training.")
 flags.DEFINE_string("output", None, "A file for the outputs, one a line; nothing: standard output.")
 flags.DEFINE_integer("batch_tokens", 8192, "At most so many source tokens (rows * width) at once.", lower_bound=1)
 flags.DEFINE_bool("compact", False, "Texts that are done leave the batch: quicker on large files, more to compile.")
 flags.DEFINE_integer(
-    "window", None, "Lines read, decoded and written at a time; default: 64 * batch_size.", lower_bound=1
+    "window", None, "Texts read, decoded and written at a time; default: 64 * batch_size.", lower_bound=1
 )
 flags.DEFINE_integer("seed", 0, "Of sampling.")
 flags.DEFINE_bool("scores", False, 'Write {"line": ..., "text": ..., "score": ...}, not the text alone.')
@@ -73,7 +79,7 @@ def share() -> Share:
 
 
 def line_decoder(mesh) -> tuple[LineDecoder, str | None]:
-    """What decodes, and the field of the texts in a .jsonl file."""
+    """What decodes, and the field of the texts in a file that has fields."""
     pretrained, tokenizers, data = model_flags.load(mesh)
     prefix, longest, field = FLAGS.source_prefix, FLAGS.max_source_length, FLAGS.field
     if data is not None:
@@ -146,9 +152,11 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; give texts as --text=... or in a file")
     file = FLAGS.input if FLAGS.input != "-" and not FLAGS.text else None
-    of_objects = file is not None and file.endswith(".jsonl")
-    if FLAGS.field is not None and not of_objects:
-        raise app.UsageError(f"--field={FLAGS.field} is for a .jsonl file; give one as --input, or leave --field out")
+    has_fields = file is not None and kind_of(file) in KINDS
+    if FLAGS.field is not None and not has_fields:
+        raise app.UsageError(
+            f"--field={FLAGS.field} is for a {', '.join(KINDS)} file; give one as --input, or leave --field out"
+        )
     mine = share()
     if mine.count > 1 and (file is None or FLAGS.output is None):
         raise app.UsageError("several processes need files: give --input=FILE and --output=FILE")
@@ -156,11 +164,11 @@ def main(argv):
     with jax.set_mesh(mesh):
         decoder, field = line_decoder(mesh)
         if file is None:
-            from_stream(decoder, iter(FLAGS.text) if FLAGS.text else (line.rstrip("\n") for line in sys.stdin))
+            from_stream(decoder, iter(FLAGS.text) if FLAGS.text else text_lines(sys.stdin.buffer, "standard input"))
             return
-        if of_objects and field is None:
+        if has_fields and field is None:
             raise app.UsageError(f"where the texts stand in {file} is not known; give --field")
-        lines = Lines.scan(file, window=decoder.window, field=field if of_objects else None)
+        lines = Lines.scan(file, window=decoder.window, field=field if has_fields else None)
         from_file(decoder, lines, mine)
 
 

@@ -19,11 +19,13 @@ from seq2seq_jax.config.models import (
 from seq2seq_jax.config.optimizer import GroupConfig, LoraConfig, OptimizerConfig
 from seq2seq_jax.config.training import (
     ATTENTION_IMPLS,
+    BLEU_TOKENIZERS,
     DROPOUT_BITS,
     KERNEL_LENGTHS,
     LENGTH_MULTIPLE,
     METRICS,
     REMATS,
+    ROUGE_TOKENIZERS,
     BatchConfig,
     CheckpointConfig,
     DataConfig,
@@ -36,12 +38,14 @@ from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_se
 __all__ = [
     "ACTIVATIONS",
     "ATTENTION_IMPLS",
+    "BLEU_TOKENIZERS",
     "DROPOUT_BITS",
     "KERNEL_LENGTHS",
     "LENGTH_MULTIPLE",
     "METRICS",
     "PAIR",
     "REMATS",
+    "ROUGE_TOKENIZERS",
     "Alias",
     "BatchConfig",
     "CheckpointConfig",

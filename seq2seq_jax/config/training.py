@@ -34,6 +34,11 @@ METRICS = {
     "exact_match": ("exact_match",),
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
 }
+# What splits texts into words; what each name means: evaluation/metrics.py.
+BLEU_TOKENIZERS = (
+    "13a", "char", "flores101", "flores200", "intl", "ja-mecab", "ko-mecab", "none", "spBLEU-1K", "zh",
+)  # fmt: skip
+ROUGE_TOKENIZERS = ("auto", "rouge-score", "unicode", "zh", "ja-mecab", "char")
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,13 @@ class DataConfig:
     """Where examples come from, and what becomes of their texts."""
 
     train: str = setting(
-        help="""training examples: a .jsonl, .csv or .parquet file (.jsonl and .csv also as .gz or .xz), a shipped set
-        (debian-synopsis:train), or a directory or hub id with a split (owner/name:train)"""
+        help="""training examples: a .jsonl, .csv, .tsv or .parquet file (all but .parquet also as .gz, .bz2, .xz or
+        .zst), a shipped set (debian-synopsis:train), or a directory or hub id with a split (owner/name:train)"""
     )
     validation: str | None = setting(None, help="the same for validation; unset: `holdout` of the training examples")
     holdout: int = setting(500, help="how many training examples are held out, at most a tenth, if validation is unset")
     subset: str | None = setting(None, help="which configuration of a hub data set, where it has several")
-    source_field: str = setting("document", help="column of the texts to read")
+    source_field: str = setting("document", help="column of the texts to read; within objects as translation.de")
     target_field: str = setting("summary", help="column of the texts to write")
     source_prefix: str = setting("", help="put before each source text ('summarize: ')")
     target_prefix: str = setting("", help="put before each target text")
@@ -158,6 +163,16 @@ class EvaluationConfig:
         None, help="how many examples are decoded, but at the end, where all are; unset: all", may_change=True
     )
     metrics: tuple[str, ...] = setting(("rouge",), help=f"any of {', '.join(METRICS)}", may_change=True)
+    rouge_tokenizer: str = setting(
+        "auto",
+        help="""what splits texts into words for ROUGE: rouge-score (its own, of a-z and 0-9), unicode (words of any
+        script), zh, ja-mecab or char (sacrebleu's); auto: rouge-score, or unicode if most letters of the references are
+        beyond a-z""",
+        may_change=True,
+    )
+    bleu_tokenize: str = setting(
+        "13a", help=f"sacrebleu's tokenizer for BLEU: {', '.join(BLEU_TOKENIZERS)}", may_change=True
+    )
     best: str = setting(
         "loss", help="the score whose best checkpoint is kept and exported: loss, rouge2, bleu ...", may_change=True
     )
@@ -166,11 +181,18 @@ class EvaluationConfig:
         _check_counts(self, "evaluation", ("every", "batch_size", "decode_limit"))
         for name in self.metrics:
             _check_choice(name, METRICS, "evaluation.metrics")
+        _check_choice(self.rouge_tokenizer, ROUGE_TOKENIZERS, "evaluation.rouge_tokenizer")
+        _check_choice(self.bleu_tokenize, BLEU_TOKENIZERS, "evaluation.bleu_tokenize")
         scores = ["loss", *(score for name in self.metrics for score in METRICS[name])]
         check(
             self.best in scores,
             f"evaluation.best {self.best!r} is no score of {', '.join(self.metrics)}: {nearest(self.best, scores)}",
         )
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Those of the metrics, as `evaluation.metrics.measure` takes them."""
+        return {name: getattr(self, name) for name in ("rouge_tokenizer", "bleu_tokenize")}
 
 
 @dataclass(frozen=True)

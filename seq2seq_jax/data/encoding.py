@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data import text
+from seq2seq_jax.data import long_text, text
 from seq2seq_jax.data.text import Tokenizer
 
 
@@ -88,15 +88,24 @@ def encode_pairs(
     longest_source, longest_target = settings.max_source_length, settings.max_target_length
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
-        sources = [settings.source_prefix + s for s in batch["source"]]
-        targets = target_tokenizer.encode(
-            [settings.target_prefix + t for t in batch["target"]], add_special_tokens=False
+        # Tokens are counted as far as they matter below.
+        sources, source_tokens = source_tokenizer.encode_and_count(
+            [settings.source_prefix + s for s in batch["source"]],
+            max_length=longest_source,
+            count_to=settings.min_source_length,
+        )
+        targets, target_tokens = target_tokenizer.encode_and_count(
+            [settings.target_prefix + t for t in batch["target"]],
+            max_length=longest_target - 1,
+            count_to=settings.min_target_length,
+            add_special_tokens=False,
+            truncation_side="right",
         )
         return {
-            "input_ids": source_tokenizer.encode(sources, max_length=longest_source),
-            "labels": [[*ids[: longest_target - 1], end] for ids in targets],
-            "source_tokens": [len(ids) for ids in source_tokenizer.encode(sources, add_special_tokens=False)],
-            "target_tokens": [len(ids) for ids in targets],
+            "input_ids": sources,
+            "labels": [[*ids, end] for ids in targets],
+            "source_tokens": source_tokens,
+            "target_tokens": target_tokens,
         }
 
     rows = pairs.map(
@@ -150,11 +159,12 @@ def _nothing_left(name: str, settings: DataConfig, source: np.ndarray, target: n
 
 def _key(pairs: datasets.Dataset, source: Tokenizer, target: Tokenizer, settings: DataConfig) -> str:
     """Under what the ids are cached: all that they depend on, this code too."""
-    wanted = ("source_prefix", "target_prefix", "max_source_length", "max_target_length")
+    sides = ("source", "target")
+    wanted = [f.format(side) for f in ("{}_prefix", "max_{}_length", "min_{}_length") for side in sides]
     parts = [pairs._fingerprint, *(f"{name}={getattr(settings, name)!r}" for name in wanted)]
     for tokenizer in (source, target):
         parts += [tokenizer.backend.to_str(), tokenizer.truncation_side, json.dumps(tokenizer.end_id)]
-    parts += [Path(module).read_text(encoding="utf-8") for module in (__file__, text.__file__)]
+    parts += [Path(module).read_text(encoding="utf-8") for module in (__file__, text.__file__, long_text.__file__)]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import importlib.resources
-import json
-import lzma
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
-import pyarrow.types
+import pyarrow as pa
 
 from seq2seq_jax.config import nearest
+from seq2seq_jax.data import text_files
+from seq2seq_jax.data.text_files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of, read_records
 
 SHIPPED = {f"debian-synopsis:{split}": f"synopsis.{split}.jsonl.xz" for split in ("train", "validation")}
-BUILDERS = {".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 REMEDY = "set data.source_field and data.target_field, or mend the data"
-KINDS = ".jsonl, .csv or .parquet file (.jsonl and .csv also as .gz or .xz)"
+COLUMNS = ("source", "target")
+# What is written to the cache at once: so many examples, or fewer of so many characters together.
+ROWS, CHARACTERS = 1000, 2**24
 
 
 def load_pairs(
     name: str | Path, *, source_field: str, target_field: str, limit: int | None = None, subset: str | None = None
 ) -> datasets.Dataset:
-    """The first `limit` examples, as a dataset of the text columns "source" and "target".
+    """The first `limit` examples, as a dataset of the text columns "source" and "target", which lies on disk.
 
     Args:
-      name: a .jsonl, .csv or .parquet file (the first two also as .gz or .xz); a shipped set ("debian-synopsis:train",
-        "debian-synopsis:validation"); a directory or hub id with a split ("owner/name:train").
-      source_field, target_field: the columns.
+      name: a .jsonl, .csv, .tsv or .parquet file (all but Parquet also as .gz, .bz2, .xz or .zst; see
+        `data.text_files`); a shipped set ("debian-synopsis:train", "debian-synopsis:validation"); a directory or hub id
+        with a split ("owner/name:train").
+      source_field, target_field: the columns; within objects as "translation.de".
       subset: which configuration of a hub data set.
 
     Raises:
@@ -41,106 +44,97 @@ def load_pairs(
     else:
         path = Path(name).expanduser()
     fields = (source_field, target_field)
-    found = _read_file(path, fields) if path.is_file() else _read_split(name, subset)
-    for field in fields:
-        if field not in found.column_names:
-            _check_lines(path, fields)
-            raise ValueError(
-                f"{name}: there is no field {field!r}, only {', '.join(map(repr, found.column_names))}; {REMEDY}"
-            )
-    found = found.select(range(min(limit, len(found)))) if limit is not None else found
+    found = _read_files([path], fields) if path.is_file() else _read_split(name, subset, fields)
     if not len(found):
         raise ValueError(f"{name} holds no examples; give at least one")
-    for field in fields:
-        _check_texts(found, name, path, field, fields)
-    if source_field == target_field:
-        return datasets.Dataset.from_dict({"source": found[source_field][:], "target": found[source_field][:]})
-    renamed = {source_field: "source", target_field: "target"}
-    return found.select_columns(list(fields)).rename_columns({old: new for old, new in renamed.items() if old != new})
+    return found.select(range(min(limit, len(found)))) if limit is not None else found
 
 
-def _suffix(path: Path) -> str:
-    return path.suffixes[-2] if path.suffix in OPENERS and len(path.suffixes) > 1 else path.suffix
+def _read_files(paths: Sequence[Path], fields: tuple[str, str]) -> datasets.Dataset:
+    """The pairs of files, which are read once and kept in the cache of `datasets` until one of them changes."""
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    code = [Path(module).read_text(encoding="utf-8") for module in (__file__, text_files.__file__)]
+    key = hashlib.blake2b(repr((states, fields, code)).encode(), digest_size=16).hexdigest()
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / "seq2seq_jax" / key / "pairs.arrow"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=cached.parent, suffix=".unfinished")
+        os.close(handle)
+        try:
+            _write(unfinished, (record for path in paths for record in read_records(path, fields, remedy=REMEDY)))
+            os.replace(unfinished, cached)  # whole or not at all, and whoever else writes it writes the same
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(cached))
 
 
-def _read_file(path: Path, fields: tuple[str, str]) -> datasets.Dataset:
-    kind = BUILDERS.get(_suffix(path))
-    if kind is None or (kind == "parquet" and path.suffix in OPENERS):
-        raise ValueError(f"{path} is no {KINDS}; write one JSON object a line, or give its file that name")
-    # The text NA is a text.
-    options = {"keep_default_na": False} if kind == "csv" else {}
-    try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
-    except Exception as error:  # the builders raise whatever their parsers do
-        _check_lines(path, fields)
-        reason = _reason(error.__cause__ or error)
-        if path.stat().st_size == 0 or "no data" in reason:
-            raise ValueError(f"{path} holds no examples; give at least one") from error
-        raise ValueError(f"{path} cannot be read as {kind} ({reason}); write the file again") from error
+def _write(path: str, records: Iterable[Record]) -> None:
+    """Records of two texts as an Arrow stream, a few at a time."""
+    schema = pa.schema([(column, pa.large_string()) for column in COLUMNS])
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        rows, characters = [], 0
+        for record in records:
+            rows.append(record.texts)
+            characters += sum(map(len, record.texts))
+            if len(rows) == ROWS or characters >= CHARACTERS:
+                stream.write_batch(_batch(rows, schema))
+                rows, characters = [], 0
+        if rows:
+            stream.write_batch(_batch(rows, schema))
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _batch(rows: list[tuple[str, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(texts, pa.large_string()) for texts in zip(*rows)], schema=schema)
 
 
-def _read_split(name: str, subset: str | None) -> datasets.Dataset:
+def _read_split(name: str, subset: str | None, fields: tuple[str, str]) -> datasets.Dataset:
     repository, _, split = name.partition(":")
     ours = {shipped.partition(":")[0] for shipped in SHIPPED}
-    if not split or repository in ours or Path(repository).suffix in {*BUILDERS, *OPENERS}:
+    if not split or repository in ours or Path(repository).suffix.lower() in {*KINDS, *OPENERS}:
         shipped = nearest(name, SHIPPED)
         raise FileNotFoundError(
-            f"there is no data file {name!r}; give an existing {KINDS}, a directory or hub id with its split"
+            f"there is no data file {name!r}; give an existing {NAMED_KINDS}, a directory or hub id with its split"
             f" ('owner/name:train'), or a shipped set: {shipped}"
         )
     try:
-        return datasets.load_dataset(repository, subset, split=split)
+        files = _files_of_split(repository, subset, split)
+        found = datasets.load_dataset(repository, subset, split=split) if files is None else None
     except Exception as error:  # network, hub and builders raise many kinds
         raise FileNotFoundError(
-            f"there is no split {split!r} of a data set {repository!r} to be had ({_reason(error)}); give a directory"
-            " or hub id"
+            f"there is no split {split!r} of a data set {repository!r} to be had"
+            f" ({text_files.reason_of(error)}); give a directory or hub id"
             f" with one of its splits, or a shipped set: {nearest(name, SHIPPED)}"
         ) from error
+    return _select(found, name, fields) if files is None else _read_files(files, fields)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a .jsonl file that hold something, with their numbers."""
-    with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line
+def _files_of_split(repository: str, subset: str | None, split: str) -> list[Path] | None:
+    """The files of a split that the one reader reads: those of a directory, and CSV and TSV of the hub, whose texts
+    `datasets` would take for numbers where they look like such. None: `datasets` reads it."""
+    builder = datasets.load_dataset_builder(repository, subset)
+    files = (builder.config.data_files or {}).get(split)
+    if not files or any(kind_of(file) not in KINDS for file in files):
+        return None
+    if not Path(repository).is_dir():
+        if any(kind_of(file) not in (".csv", ".tsv") for file in files):
+            return None
+        files = datasets.DownloadManager().download(list(files))
+    return [Path(file) for file in files]
 
 
-def _check_lines(path: Path, fields: tuple[str, str]) -> None:
-    """Names the first line of a .jsonl file that is no JSON object with texts under `fields`, if there is one."""
-    if not path.is_file() or BUILDERS.get(_suffix(path)) != "json":
-        return
-    number = 0
-    for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: no valid JSON ({error.msg}); write one object a line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: not a JSON object; write one object a line")
-        for field in fields:
-            if field not in row:
-                raise ValueError(f"{where}: there is no field {field!r}, only {', '.join(map(repr, row))}; {REMEDY}")
-            if not isinstance(row[field], str):
-                kind = "empty (null)" if row[field] is None else type(row[field]).__name__
-                raise ValueError(f"{where}: field {field!r} is {kind}, not text; write a text in quotes")
-    if number == 0:
-        raise ValueError(f"{path} holds no examples; write one JSON object a line")
-
-
-def _check_texts(found: datasets.Dataset, name: str, path: Path, field: str, fields: tuple[str, str]) -> None:
-    """Every row has a text under `field`."""
-    column = found.with_format("arrow")[:].column(field)
-    of_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-    if of_text and not column.null_count:
-        return
-    _check_lines(path, fields)
-    if not of_text:
-        raise ValueError(f"{name}: field {field!r} is {column.type}, not text; {REMEDY}")
-    row = next(i for i, value in enumerate(column) if not value.is_valid)
-    raise ValueError(f"{name}, example {row + 1}: field {field!r} holds no text; fill it, or leave the example out")
+def _select(found: datasets.Dataset, name: str, fields: tuple[str, str]) -> datasets.Dataset:
+    """The columns of two fields, checked."""
+    for field in fields:
+        text_files.check_text_type(found.features.arrow_schema, field, name, REMEDY)
+    if not set(fields) <= set(found.column_names):
+        found = found.flatten()  # objects to columns with dotted names
+    found = found.select_columns(list(dict.fromkeys(fields)))
+    table = found.with_format("arrow")[:]
+    for field in fields:
+        column = table.column(field)
+        if column.null_count:
+            number = next(i for i, value in enumerate(column, 1) if not value.is_valid)
+            raise text_files.no_text(name, number, field)
+    if fields[0] == fields[1]:
+        return datasets.Dataset.from_dict(dict.fromkeys(COLUMNS, found[fields[0]][:]))
+    return found.rename_columns({old: new for old, new in zip(fields, COLUMNS) if old != new})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from seq2seq_jax.data.long_text import is_long, tokenize_long
 from seq2seq_jax.weights import tokenizer_files
 from seq2seq_jax.weights.files import local_directory
 
@@ -83,18 +85,47 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if max_length is None:
             return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+        return self.encode_and_count(texts, max_length=max_length, add_special_tokens=add_special_tokens)[0]
+
+    def encode_and_count(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        count_to: int = 0,
+        add_special_tokens: bool = True,
+        truncation_side: str | None = None,
+    ) -> tuple[list[list[int]], list[int]]:
+        """`encode` with a max_length, and how many tokens each whole text has, special ones aside.
+
+        Of a very long text only the beginning (or the end) is tokenized, so that its length costs neither time nor
+        memory: see `data.long_text`. Its count is then too low, but above both `count_to` and `max_length`.
+
+        Args:
+          truncation_side: the side that loses tokens, if it is not the tokenizer's own.
+
+        Raises:
+          ValueError: max_length leaves no room for the special tokens.
+        """
+        side = truncation_side or self.truncation_side
         special = self.backend.num_special_tokens_to_add(False) if add_special_tokens else 0
         if max_length < max(special, 1):
             raise ValueError(
                 f"max_length {max_length}: too small for {special} special tokens; "
                 f"make it at least {special + 1} or pass add_special_tokens=False"
             )
-        rows = []
+        wanted = max(max_length, count_to)
+        tokenize = functools.partial(self.backend.encode_batch_fast, add_special_tokens=False)
+        encodings = tokenize(["" if is_long(text, wanted) else text for text in texts])
+        for i, text in enumerate(texts):
+            if is_long(text, wanted):
+                encodings[i] = tokenize_long(tokenize, text, wanted, side)
+        rows, counts = [], [len(encoding) for encoding in encodings]
         # By hand and not with enable_truncation, which would change a backend that other threads are using.
-        for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False):
-            encoding.truncate(max_length - special, direction=self.truncation_side)
+        for encoding in encodings:
+            encoding.truncate(max_length - special, direction=side)
             rows.append(self.backend.post_process(encoding, add_special_tokens=True).ids if special else encoding.ids)
-        return rows
+        return rows, counts
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of ids [length], as torch's `decode` with the same skip_special_tokens gives it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.corpus import decode_ids
 from seq2seq_jax.evaluation.loss import corpus_loss
-from seq2seq_jax.evaluation.metrics import score
+from seq2seq_jax.evaluation.metrics import measure
 from seq2seq_jax.weights.pretrained import Pretrained
 
 
@@ -26,10 +27,12 @@ class Sample(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """scores: loss (nats a target token), perplexity, and those of the metrics (0 to 100)."""
+    """scores: loss (nats a target token), perplexity, and those of the metrics (0 to 100). signatures: of the metrics,
+    what their scores depend on."""
 
     scores: dict[str, float]
     samples: list[Sample]
+    signatures: dict[str, str]
 
 
 def evaluate(
@@ -40,6 +43,7 @@ def evaluate(
     *,
     metrics: Sequence[str],
     batch_size: int,
+    tokenizers_of_metrics: Mapping[str, str] = MappingProxyType({}),
     decode_limit: int | None = None,
     loss_chunk: int | None = None,
     progress: bool = False,
@@ -47,6 +51,7 @@ def evaluate(
     """The loss of all examples; outputs and scores of `decode_limit` of them, evenly spaced (None: all).
 
     Args:
+      tokenizers_of_metrics: rouge_tokenizer and bleu_tokenize, as `measure` takes them.
       loss_chunk: target tokens whose logits exist at a time, for the loss; None: all of a batch.
     """
     fill = tokenizers.source.fill_id
@@ -68,5 +73,6 @@ def evaluate(
     )
     samples = [Sample(*pair, hypotheses[0]) for *pair, hypotheses in zip(*texts, outputs)]
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    scores |= score([s.output for s in samples], [s.reference for s in samples], metrics)
-    return Evaluation(scores, samples)
+    outputs, references = [s.output for s in samples], [s.reference for s in samples]
+    measured = measure(outputs, references, metrics, **tokenizers_of_metrics)
+    return Evaluation(scores | measured.scores, samples, measured.signatures)

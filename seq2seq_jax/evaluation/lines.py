@@ -1,33 +1,48 @@
-"""Texts of a file, a window of lines at a time: any size fits."""
+"""Texts of a file, a window of them at a time: any size fits."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from seq2seq_jax.data.text_files import Place, Record, is_compressed, kind_of, read_records
+
+
+@dataclass
+class _Cursor:
+    """Where reading stands: the window that comes next, and the records from there on."""
+
+    window: int
+    records: Iterator[Record]
+
 
 @dataclass(frozen=True)
 class Lines:
-    """A file of texts, one a line, or one JSON object a line with the text under `field`.
+    """The texts of a file as `data.text_files` reads it: one a line, or those under `field` of its records.
+
+    Line n of a .txt or .jsonl file is output n: a blank line is an empty text in the one, and in the other an error,
+    but at the end, where it does not count. Of CSV, TSV and Parquet it is record n, whatever its lines; blank lines of
+    CSV and TSV do not count.
 
     Attributes:
-      field: the objects' field; None: the line is the text.
-      window: how many lines are read at once.
-      count: how many lines there are.
-      offsets: where each window begins, in bytes.
-      fingerprint: a hash of the file's content.
+      field: of the records; None: the line is the text.
+      window: how many texts are read at once.
+      count: how many texts there are.
+      offsets: where each window begins.
+      fingerprint: a hash of the file's bytes.
     """
 
     path: Path
     field: str | None
     window: int
     count: int
-    offsets: tuple[int, ...]
+    offsets: tuple[Place, ...]
     fingerprint: str
+    _kept: list[_Cursor] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def scan(cls, path: str | Path, *, window: int, field: str | None = None) -> Lines:
@@ -40,28 +55,46 @@ class Lines:
         path = Path(path)
         if window < 1:
             raise ValueError(f"window is {window}; give a whole number of lines from 1 up")
-        count, position, offsets = 0, 0, []
-        digest = hashlib.blake2b(digest_size=16)
+        count, offsets = 0, []
+        for place, _ in read_records(path, _fields(field)):
+            if kind_of(path) == ".jsonl" and place.line != count + 1:
+                raise ValueError(
+                    f"{path}, line {count + 1}: blank, so that outputs would not stand in the lines of their inputs;"
+                    " take blank lines out"
+                )
+            if count % window == 0:
+                offsets.append(place)
+            count += 1
         with path.open("rb") as file:
-            for line in file:
-                if count % window == 0:
-                    offsets.append(position)
-                count, position = count + 1, position + len(line)
-                digest.update(line)
-                _text(line, field, path, count)
-        return cls(path, field, window, count, tuple(offsets), digest.hexdigest())
+            fingerprint = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return cls(path, field, window, count, tuple(offsets), fingerprint)
 
     def size(self, number: int) -> int:
-        """How many lines window `number` has; the last one may be short."""
+        """How many texts window `number` has; the last one may be short."""
         return min(self.window, self.count - number * self.window)
 
     def read(self, number: int) -> list[str]:
-        """The texts of window `number`, counted from 0."""
-        with self.path.open("rb") as file:
-            file.seek(self.offsets[number])
-            lines = itertools.islice(file, self.size(number))
-            begin = number * self.window + 1
-            return [_text(line, self.field, self.path, i) for i, line in enumerate(lines, begin)]
+        """The texts of window `number`, counted from 0. A compressed file is quickest read in rising order."""
+        cursor = self._cursor(number)
+        records = itertools.islice(cursor.records, self.size(number))
+        cursor.window = number + 1
+        return [texts[0] for _, texts in records]
+
+    def _cursor(self, number: int) -> _Cursor:
+        """One that stands before window `number`. Only in a compressed file is it kept, since only there it is dear to
+        begin anew: a window is found by decompressing all that comes before it."""
+        if not is_compressed(self.path):
+            return _Cursor(number, read_records(self.path, _fields(self.field), start=self.offsets[number]))
+        if not self._kept or self._kept[0].window > number:
+            self._kept[:] = [_Cursor(0, read_records(self.path, _fields(self.field)))]
+        cursor = self._kept[0]
+        skipped = (number - cursor.window) * self.window
+        next(itertools.islice(cursor.records, skipped, skipped), None)
+        return cursor
+
+
+def _fields(field: str | None) -> tuple[str, ...]:
+    return () if field is None else (field,)
 
 
 def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -74,25 +107,3 @@ def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 def one_line(text: str) -> str:
     """The text with a space for each line break, so that any reader finds one line."""
     return " ".join(text.splitlines())
-
-
-def _text(line: bytes, field: str | None, path: Path, number: int) -> str:
-    where = f"{path}, line {number}"
-    try:
-        text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where}: not UTF-8 ({error.reason} at byte {error.start}); write the file in UTF-8"
-        ) from None
-    if field is None:
-        return text
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no valid JSON ({error.msg}); write one object a line") from None
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        found = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(
-            f"{where}: no text under {field!r}, only {found}; give another field, or write a text in quotes there"
-        )
-    return row[field]

@@ -21,6 +21,7 @@ from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
+from seq2seq_jax.evaluation.metrics import check_tokenizers
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.host_memory import release_memory
@@ -85,6 +86,7 @@ class Run:
             self.mesh = make_mesh(devices=mesh.devices.flatten()[:1])
 
         check_backend(config.attention_impl)
+        check_tokenizers(config.evaluation.metrics, **config.evaluation.tokenizers)
 
         # Data.
         self.tokenizers = Tokenizers.load(config.encoder, config.decoder)
@@ -167,6 +169,7 @@ class Run:
             self.tokenizers,
             self.mesh,
             metrics=settings.metrics,
+            tokenizers_of_metrics=settings.tokenizers,
             batch_size=settings.batch_size,
             decode_limit=None if whole else settings.decode_limit,
             loss_chunk=self.config.loss_chunk,
@@ -254,10 +257,13 @@ class Run:
         export = self.workdir / checkpoints.EXPORT
         save_pretrained(export, self.pretrained.replace(params=self.usable(self.state)), **_saved(self.tokenizers))
         if is_first():
-            (self.workdir / SCORES).write_text(json.dumps({"step": best, **last.scores}, indent=2) + "\n")
+            content = {"step": best, **last.scores, "signatures": last.signatures}
+            (self.workdir / SCORES).write_text(json.dumps(content, indent=2) + "\n")
         say(f"\nscores of step {best} on {len(last.samples)} validation examples (all in {self.workdir / SCORES}):")
         for name, value in last.scores.items():
             say(f"{name} {value:.2f}")
+        for name, signature in last.signatures.items():
+            say(f"{name}: {signature}")
         say(
             f"\nmade in {self.workdir}:\n"
             f"  {checkpoints.EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"

@@ -1,6 +1,7 @@
 """scripts/generate.py on a tiny pair with a real tokenizer: killed and continued, in two processes, in all its ways."""
 
 import dataclasses
+import gzip
 import importlib.util
 import io
 import json
@@ -226,7 +227,8 @@ def test_ways_in_and_out(script, work, trained, texts, tmp_path, capsys, monkeyp
     common = [f"--model={work / 'pair'}", f"--batch_size={BATCH}", f"--window={WINDOW}"]
     call(script, *common, *(f"--text={text}" for text in few))
     assert capsys.readouterr().out.splitlines() == expected
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(text + "\n" for text in few)))
+    lines = "".join(text + "\n" for text in few).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     call(script, *common, f"--output={tmp_path / 'out'}")
     assert (tmp_path / "out").read_text().splitlines() == expected
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in few))
@@ -234,7 +236,10 @@ def test_ways_in_and_out(script, work, trained, texts, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out.splitlines() == expected
     call(script, *common, f"--input={tmp_path / 'in.jsonl'}", "--field=text", f"--output={tmp_path / 'out'}")
     assert (tmp_path / "out").read_text().splitlines() == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out"]
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(("id,text\n" + "".join(f'1,"{t}"\n' for t in few)).encode()))
+    call(script, *common, f"--input={tmp_path / 'in.csv.gz'}", "--field=text")
+    assert capsys.readouterr().out.splitlines() == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv.gz", "in.jsonl", "out"]
 
 
 @pytest.mark.slow
@@ -249,7 +254,7 @@ def test_int8(script, work, trained, texts, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--input=a.txt", "--field=text"], "--field=text is for a .jsonl file"),
+        (["--input=a.txt", "--field=text"], "--field=text is for a .jsonl, .csv, .tsv, .parquet file"),
         (["--num_processes=2", "--process_id=0", "--text=a"], "several processes need files"),
         (["--num_processes=2"], "one of --num_processes and --process_id is missing"),
         (["--num_processes=2", "--process_id=2"], "--process_id=2 is not below --num_processes=2"),
