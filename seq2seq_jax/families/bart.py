@@ -97,6 +97,12 @@ def sizes(role):
     return {generic: f"{role}_{theirs}" for generic, theirs in names.items()}
 
 
+# The encoder's only: a file with num_hidden_layers 12 may have 6 decoder_layers.
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+}
 DOUBLE = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CLASSES = {
     "bart": "Bart",
@@ -130,6 +136,7 @@ FAMILY = Family(
         "encoder": (r"(model\.)?decoder\..*", r"lm_head\.weight", r"final_logits_bias"),
         "decoder": (r"(model\.)?encoder\..*", r"final_logits_bias"),
     },
+    aliases={**ALIASES, "plbart": {"initializer_range": "init_std"}},
     renamed={"hidden_size": "d_model", "encoder": sizes("encoder"), "decoder": sizes("decoder")},
     whole=Whole(
         architectures={**{t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()}, "marian": "MarianMTModel"},

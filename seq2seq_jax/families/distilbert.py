@@ -44,6 +44,7 @@ FAMILY = Family(
     prefixes={"encoder": ("", "distilbert.")},
     ignored=(r"embeddings\.position_ids",),
     other_part={"encoder": (r"vocab_(transform|layer_norm|projector)\..*", r"(pre_)?classifier\..*")},
+    aliases={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     renamed={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

@@ -33,7 +33,7 @@ def rules(config):
     return [*table, *bert_layer_rules(config), *(bert_head_rules(config) if config.head else [])]
 
 
-SIZES = {"vocab_size": 50000, "embedding_size": 768, "max_position_embeddings": 1536, "rotary_value": False}
+SIZES = {"vocab_size": 50000, "embedding_size": None, "max_position_embeddings": 1536, "rotary_value": False}
 FAMILY = Family(
     name="roformer",
     defaults={"roformer": {**BERT_DEFAULTS, **SIZES}},

@@ -23,6 +23,7 @@ def rules(config):
     return llama.rules(config, NORMS, POST_NORMS, head="lm_head.out_proj.weight")
 
 
+ABOVE = {"dropout_rate": 0.0, "attention_dropout": 0.0, "tie_word_embeddings": True}
 FAMILY = replace(
     llama.FAMILY,
     name="t5gemma",
@@ -37,6 +38,7 @@ FAMILY = replace(
     whole=Whole(
         architectures={"t5gemma": "T5GemmaForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
-        nested=True,
+        nested=ABOVE,
+        section_type="t5_gemma_module",
     ),
 )
