@@ -8,7 +8,12 @@ from typing import Any
 
 from seq2seq_jax.config.validation import check, nearest
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh")
+# transformers.activations.ACT2FN without those that have parameters (prelu, xielu).
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6",
+    "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
+)  # fmt: skip
 CHOICES = {
     "activation": ACTIVATIONS,
     "head_activation": ACTIVATIONS,

@@ -100,6 +100,12 @@ def sizes(role):
     return {generic: f"{role}_{theirs}" for generic, theirs in names.items()}
 
 
+# The encoder's only: a file with num_hidden_layers 12 may have 6 decoder_layers.
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+}
 DOUBLE = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CLASSES = {
     "bart": "Bart",
@@ -129,6 +135,7 @@ FAMILY = Family(
     prefixes={"encoder": ("", "model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
     # Sinusoidal positions are computed, not read.
     aside={role: (r"embed_positions\.weight",) for role in ("encoder", "decoder")},
+    aliases={**ALIASES, "plbart": {"initializer_range": "init_std"}},
     renamed={"hidden_size": "d_model", "encoder": sizes("encoder"), "decoder": sizes("decoder")},
     whole=Whole(
         architectures={**{t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()}, "marian": "MarianMTModel"},

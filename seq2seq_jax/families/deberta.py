@@ -16,10 +16,11 @@ from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_IGNORED, bert_
 
 def from_hf(hf, role):
     first, kinds = hf["model_type"] == "deberta", hf["pos_att_type"] or ()
-    kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds
+    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
     if hf.get("conv_kernel_size") or hf.get("talking_head"):
         raise ValueError("conv_kernel_size and talking_head are not built; use a DeBERTa without them (v3 has none)")
     relative, size = None, hf["hidden_size"] // hf["num_attention_heads"]
+    size = size if first else hf.get("attention_head_size") or size
     if hf["relative_attention"]:
         farthest = hf["max_relative_positions"]
         relative = Disentangled(
@@ -29,11 +30,11 @@ def from_hf(hf, role):
             position_to_content="p2c" in kinds,
             shared_projections=not first and hf["share_att_key"],
             key_bias=not first,
-            norm=not first and "layer_norm" in hf["norm_rel_ebd"],
+            norm=not first and "layer_norm" in hf["norm_rel_ebd"].lower(),
         )
     count = 1 + ("c2p" in kinds) + ("p2c" in kinds)
     positions = "learned" if hf["position_biased_input"] else "none"
-    more = {"attention_key_bias": False} if first else {}
+    more = {"attention_key_bias": False} if first else {"head_dim": size}
     pattern = (LayerSettings(attention_scale=(size * count) ** -0.5),)
     more |= {"embedding_size": hf.get("embedding_size") or hf["hidden_size"]}
     if more["embedding_size"] != hf["hidden_size"]:

@@ -43,6 +43,7 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "distilbert.")},
     ignored=(r"embeddings\.position_ids",),
+    aliases={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     renamed={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

@@ -4,25 +4,23 @@ from dataclasses import replace
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families import llama
-from seq2seq_jax.families.shared import rotary
+from seq2seq_jax.families.shared import by_layer, rotary
 
 
 def layers(hf):
     """Local and global layers, from layer_types or the older patterns (Gemma 2: every other, Gemma 3: five of six)."""
     kind, count = hf["model_type"], hf["num_hidden_layers"]
     every = 6 if kind == "gemma3_text" else 2
-    every = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or every
+    every = hf.get("sliding_window_pattern") or every if kind == "gemma3_text" else every
     kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    kinds = ["full_attention"] * count if kind == "gemma" else (hf.get("layer_types") or kinds)[:count]
+    kinds = ["full_attention"] * count if kind == "gemma" else by_layer(hf, "layer_types") or kinds
     scale = None if kind == "gemma" else hf["query_pre_attn_scalar"] ** -0.5
     dim = hf["head_dim"]
-    local = {"rope_theta": hf["rope_local_base_freq"]} if hf.get("rope_local_base_freq") else hf
-    turns = {name: rotary(local if name != "full_attention" else hf, dim, name) for name in set(kinds)}
-    if kind == "gemma2":
-        turns = dict.fromkeys(turns, rotary(hf, dim))
+    turns = {name: rotary(hf, dim, name, partial=False) for name in set(kinds)}
     # As Gemma 3's class has it: a window that looks both ways counts both.
     both_ways = kind == "gemma3_text" and hf.get("use_bidirectional_attention")
-    near = hf["sliding_window"] // 2 if both_ways else hf.get("sliding_window", 1) - 1
+    size = hf.get("sliding_window")
+    near = None if size is None else size // 2 if both_ways else size - 1
     for name in kinds:
         window = near if name == "sliding_attention" else None
         yield LayerSettings(attention_scale=scale, window=window, rotary=turns[name])
@@ -30,8 +28,10 @@ def layers(hf):
 
 def from_hf(hf, role):
     kind = hf["model_type"]
-    more = {"hidden_act": hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"}
-    settings = llama.from_hf({**hf, **more, "model_type": "llama", "layer_types": None}, role)
+    # The first Gemma's files say gelu and mean its approximation; its class does not read hidden_activation.
+    act = hf["hidden_act"] if kind == "gemma" else hf["hidden_activation"]
+    act = "gelu_pytorch_tanh" if (kind, act) == ("gemma", "gelu") else act
+    settings = llama.from_hf({**hf, "hidden_act": act, "mlp_bias": False, "model_type": "llama"}, role)
     settings.update(norm_scale_offset=1.0, embedding_scale=hf["hidden_size"] ** 0.5, layer_pattern=tuple(layers(hf)))
     if kind != "gemma":
         caps = {"attention_softcap": hf["attn_logit_softcapping"], "head_softcap": hf["final_logit_softcapping"]}
@@ -75,4 +75,9 @@ FAMILY = replace(
     },
     from_hf=from_hf,
     rules=rules,
+    old_rope={
+        "rope_theta": "rope_theta",
+        "full_attention": {"rope_theta": "rope_theta", "rope_scaling": True},
+        "sliding_attention": {"rope_theta": "rope_local_base_freq"},
+    },
 )

@@ -99,6 +99,12 @@ DEFAULTS = {
     "eos_token_id": 50256,
     "tie_word_embeddings": True,
 }
+NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 FAMILY = Family(
     name="gpt2",
     defaults={"gpt2": DEFAULTS, "gpt-sw3": DEFAULTS},
@@ -106,11 +112,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "transformer."), "decoder": ("transformer.", "")},
     ignored=(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)",),
-    renamed={
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-        "intermediate_size": "n_inner",
-    },
+    aliases=NAMES,
+    renamed={**NAMES, "intermediate_size": "n_inner"},
 )

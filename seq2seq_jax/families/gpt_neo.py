@@ -68,6 +68,7 @@ LAYERS = {"attention_types": [[["global", "local"], 12]], "window_size": 256, "i
 MORE = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "initializer_range": 0.02}
 RATES = {"resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0}
 TOKENS = {"bos_token_id": 50256, "eos_token_id": 50256, "tie_word_embeddings": True}
+ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 FAMILY = Family(
     name="gpt_neo",
     defaults={"gpt_neo": {**SIZES, **LAYERS, **MORE, **RATES, **TOKENS}},
@@ -75,6 +76,7 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "transformer."), "decoder": ("transformer.", "")},
     ignored=(r"h\.\d+\.attn\.attention\.(bias|masked_bias)",),
-    renamed={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
+    aliases=ALIASES,
+    renamed=ALIASES,
     torch_cross=False,
 )

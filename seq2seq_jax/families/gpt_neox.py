@@ -16,9 +16,7 @@ FIELDS = {
 
 
 def from_hf(hf, role):
-    old = {"rope_theta": hf.get("rotary_emb_base"), "partial_rotary_factor": hf.get("rotary_pct")}
-    given = {**hf, "rope_parameters": None, **old} if hf.get("rotary_pct") else hf
-    turns = rotary(given, hf["hidden_size"] // hf["num_attention_heads"])
+    turns = rotary(hf, hf["hidden_size"] // hf["num_attention_heads"])
     return take(
         hf,
         FIELDS,
@@ -71,5 +69,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "gpt_neox."), "decoder": ("gpt_neox.", "")},
     ignored=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    old_rope={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
     torch_cross=False,
 )

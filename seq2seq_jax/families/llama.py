@@ -2,26 +2,34 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, rotary, take
+from seq2seq_jax.families.shared import STANDARD, by_layer, rotary, take
 
 FIELDS = {**STANDARD, "norm_eps": "rms_norm_eps", "attention_dropout": "attention_dropout"}
 
 
+WINDOWED = ("mistral", "phi3", "smollm3", "qwen2", "qwen3")
+WINDOW_EVERYWHERE = ("mistral", "phi3")
+WITHOUT_BIAS = ("mistral", "phi3")
+WITH_MLP_BIAS = ("llama", "smollm3", "eurobert", "granite")
+
+
 def layers(hf):
     """Settings layer by layer, from layer_types where the window is not everywhere."""
-    dim, window = head_dim(hf), hf.get("sliding_window")
-    turns = rotary(hf, dim)
-    if not hf.get("use_sliding_window", True):
-        window = None
-    kinds = hf.get("layer_types") or [
-        "full_attention" if i < hf.get("max_window_layers", 0) else "sliding_attention"
-        for i in range(hf["num_hidden_layers"])
-    ]
-    turned, every = hf.get("no_rope_layers"), hf.get("no_rope_layer_interval")
-    for i, kind in enumerate(kinds[: hf["num_hidden_layers"]]):
-        near = window - 1 if window and kind == "sliding_attention" else None
-        turn = turned[i] if turned else (i + 1) % every != 0 if every else True
-        yield LayerSettings(window=near, rotary=turns if turn else None)
+    kind, count = hf["model_type"], hf["num_hidden_layers"]
+    turns = rotary(hf, head_dim(hf), partial=kind == "phi3")
+    window = hf.get("sliding_window", 4096) if kind in WINDOWED else None
+    turned, local = [True] * count, [window is not None] * count
+    if kind == "smollm3":
+        every = hf["no_rope_layer_interval"]
+        turned = by_layer(hf, "no_rope_layers") or [(i + 1) % every != 0 for i in range(count)]
+        local = [bool(window and hf["use_sliding_window"] and not turn) for turn in turned]
+    elif kind not in WINDOW_EVERYWHERE:
+        window = window if hf.get("use_sliding_window") else None
+        local = [i >= hf.get("max_window_layers", count) for i in range(count)]
+    local = [name == "sliding_attention" for name in by_layer(hf, "layer_types") or ()] or local
+    for i in range(count):
+        near = window - 1 if window and local[i] else None
+        yield LayerSettings(window=near, rotary=turns if turned[i] else None)
 
 
 def head_dim(hf):
@@ -30,7 +38,7 @@ def head_dim(hf):
 
 def from_hf(hf, role):
     kind = hf["model_type"]
-    bias = kind == "qwen2" or hf.get("attention_bias", False)
+    bias = kind == "qwen2" or (kind not in WITHOUT_BIAS and hf.get("attention_bias", False))
     return take(
         hf,
         FIELDS,
@@ -45,7 +53,7 @@ def from_hf(hf, role):
         attention_out_bias=bias and kind != "qwen2",
         query_key_norm=kind == "qwen3",
         mlp_gated=True,
-        mlp_bias=hf.get("mlp_bias", False),
+        mlp_bias=kind in WITH_MLP_BIAS and hf.get("mlp_bias", False),
         causal=True,
         head=role == "decoder",
         tie_head=hf["tie_word_embeddings"],
@@ -93,12 +101,13 @@ def defaults(vocab, hidden, mlp, layers, heads, kv_heads, positions, theta=10000
 WINDOW = {"use_sliding_window": False, "max_window_layers": 28}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 SMOL = {"pad_token_id": 128004, "bos_token_id": 128000, "eos_token_id": 128001, "no_rope_layer_interval": 4}
+SMOL |= {"use_sliding_window": False}
 FAMILY = Family(
     name="llama",
     defaults={
         "llama": defaults(32000, 4096, 11008, 32, 32, None, 2048, attention_bias=False, mlp_bias=False, **TOKENS),
         "mistral": defaults(32000, 4096, 14336, 32, 32, 8, 131072, sliding_window=4096, **TOKENS),
-        "smollm3": defaults(128256, 2048, 11008, 36, 16, 4, 32768, 2000000.0, True, use_sliding_window=False, **SMOL),
+        "smollm3": defaults(128256, 2048, 11008, 36, 16, 4, 32768, 2000000.0, True, sliding_window=None, **SMOL),
         "qwen2": defaults(151936, 4096, 22016, 32, 32, 32, 32768, **WINDOW),
         "qwen3": defaults(151936, 4096, 22016, 32, 32, 32, 32768, head_dim=128, attention_bias=False, **WINDOW),
     },

@@ -2,7 +2,7 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, fused_rows, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, rotary, take
+from seq2seq_jax.families.shared import STANDARD, by_layer, rotary, take
 
 FIELDS = {**STANDARD, "activation": "hidden_activation", "norm_eps": "norm_eps", "norm_bias": "norm_bias"}
 RATES = {
@@ -16,17 +16,15 @@ def layer_types(hf):
     """full_attention or sliding_attention for each layer, also from the older way to say it."""
     every = hf.get("global_attn_every_n_layers", 3)
     kinds = ["sliding_attention" if i % every else "full_attention" for i in range(hf["num_hidden_layers"])]
-    given = hf.get("layer_types")
-    return kinds if given is None else given[: len(kinds)]
+    return by_layer(hf, "layer_types") or kinds
 
 
 def from_hf(hf, role):
     dim, layers = hf["hidden_size"] // hf["num_attention_heads"], []
-    old = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+    near = hf["sliding_window"] if hf.get("sliding_window") else hf["local_attention"] // 2
     for i, kind in enumerate(layer_types(hf)):
-        theta = {"rope_theta": hf[old[kind]]} if hf.get(old[kind]) else hf
-        window = hf["local_attention"] // 2 if kind == "sliding_attention" else None
-        layers.append(LayerSettings(window=window, rotary=rotary(theta, dim, kind), attention_norm=i > 0))
+        window = near if kind == "sliding_attention" else None
+        layers.append(LayerSettings(window=window, rotary=rotary(hf, dim, kind, partial=False), attention_norm=i > 0))
     bias = {"attention_bias": hf["attention_bias"], "attention_out_bias": hf["attention_bias"]}
     return take(
         hf,
@@ -79,4 +77,8 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "model.")},
+    old_rope={
+        "full_attention": {"rope_theta": "global_rope_theta", "rope_scaling": True},
+        "sliding_attention": {"rope_theta": "local_rope_theta", "rope_scaling": True},
+    },
 )

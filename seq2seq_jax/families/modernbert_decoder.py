@@ -47,5 +47,6 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "model."), "decoder": ("model.", "")},
+    old_rope=modernbert.FAMILY.old_rope,
     torch_cross=False,
 )

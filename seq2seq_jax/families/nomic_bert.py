@@ -8,7 +8,7 @@ from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, rotary, take
 def from_hf(hf, role):
     dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     flags = {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False, "mlp_gated": True}
-    pattern = (LayerSettings(rotary=rotary(hf, dim)),)
+    pattern = (LayerSettings(rotary=rotary(hf, dim, partial=False)),)
     return take(hf, BERT, head_dim=dim, positions="none", layer_pattern=pattern, **flags)
 
 

@@ -18,6 +18,7 @@ FIELDS = {
 
 
 def from_hf(hf, role):
+    hf = {**hf, "word_embed_proj_dim": hf["word_embed_proj_dim"] or hf["hidden_size"]}
     before, narrow = hf["do_layer_norm_before"], hf["word_embed_proj_dim"] != hf["hidden_size"]
     if not hf["layer_norm_elementwise_affine"]:
         raise ValueError("layer_norm_elementwise_affine=False is not built; use an OPT whose norms have parameters")
@@ -63,7 +64,7 @@ def rules(config):
 
 SIZES = {"vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072}
 FLAGS = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True}
-MORE = {"max_position_embeddings": 2048, "word_embed_proj_dim": 768, "layer_norm_elementwise_affine": True}
+MORE = {"max_position_embeddings": 2048, "word_embed_proj_dim": None, "layer_norm_elementwise_affine": True}
 RATES = {"activation_function": "relu", "dropout": 0.1, "attention_dropout": 0.0, "init_std": 0.02}
 TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2, "tie_word_embeddings": True}
 FAMILY = Family(

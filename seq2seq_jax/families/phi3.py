@@ -37,4 +37,5 @@ FAMILY = replace(
     defaults={"phi3": llama.defaults(32064, 3072, 8192, 32, 32, None, 4096, **RATES, **TOKENS) | ROPE},
     from_hf=from_hf,
     rules=rules,
+    old_rope={"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"},
 )

@@ -48,6 +48,7 @@ from seq2seq_jax.families import (
     xglm,
     xlm_roberta_xl,
 )
+from seq2seq_jax.families.reading import inferred_type, normalised
 from seq2seq_jax.families.rules import ROLES, Family
 
 MODULES = (
@@ -66,6 +67,18 @@ LEFT_OUT = {
     "xmod, roc_bert, luke": "adapters, glyphs and entities beside the text",
     "falcon, phi, olmo, mixtral": "causal LMs whose place llama, qwen, gemma and gpt_neox take",
 }
+
+
+# The forms of config.json, by the version of transformers that wrote them, in which a model_type's states or logits are
+# compared with torch's (tests/parity/test_hub_configs.py and test_families.py).
+HUB_CONFIGS = dict.fromkeys((
+    "bert", "ernie", "bert-generation", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm",
+    "xlm-roberta-xl", "data2vec-text", "electra", "megatron-bert", "rembert", "roformer", "big_bird", "longformer",
+    "distilbert", "albert", "mpnet", "deberta", "deberta-v2", "modernbert", "nomic_bert", "eurobert", "gpt2", "gpt-sw3",
+    "gpt_bigcode", "bart", "mbart", "mvp", "plbart", "marian", "pegasus", "blenderbot", "blenderbot-small", "trocr",
+    "xglm", "t5", "mt5", "umt5", "t5_gemma_module", "t5gemma", "opt", "gpt_neox", "llama", "mistral", "smollm3",
+    "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text",
+), ("4", "5"))  # fmt: skip
 
 
 class Support(NamedTuple):
@@ -100,18 +113,35 @@ def families() -> tuple[Support, ...]:
 
 
 def as_table() -> str:
-    """`families()` and what is left out, as the README's Markdown."""
+    """`families()`, `HUB_CONFIGS` and what is left out, as the README's Markdown."""
     yes = lambda there: "yes" if there else "–"
-    lines = ["| model_type | encoder | decoder | torch has that decoder's cross-attention | whole model |"]
-    lines.append("|---|---|---|---|---|")
+    columns = ("model_type", "encoder", "decoder", "torch has that decoder's cross-attention", "whole model")
+    lines = [f"| {' | '.join(columns)} | config of the hub |", "|---|---|---|---|---|---|"]
     rows: dict[tuple, list[str]] = {}
     for support in families():
-        rows.setdefault((support.family, *support[2:]), []).append(support.model_type)
-    for (_, encoder, decoder, whole, torch_cross), types in rows.items():
-        cross = yes(torch_cross) if decoder else "–"
-        lines.append(f"| {', '.join(types)} | {yes(encoder)} | {yes(decoder)} | {cross} | {yes(whole)} |")
+        forms = HUB_CONFIGS.get(support.model_type, ())
+        rows.setdefault((support.family, *support[2:], forms), []).append(support.model_type)
+    for (_, encoder, decoder, whole, torch_cross, forms), types in rows.items():
+        cells = (encoder, decoder, decoder and torch_cross, whole)
+        lines.append(f"| {', '.join(types)} | {' | '.join(map(yes, cells))} | {', '.join(forms) or '–'} |")
     lines += ["", "Left out: " + "; ".join(f"{types} ({reason})" for types, reason in LEFT_OUT.items()) + "."]
     return "\n".join(lines)
+
+
+def with_model_type(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that has a model_type: its own, or that of the torch class in `architectures`.
+
+    Raises:
+      ValueError: if neither tells it.
+    """
+    model_type = inferred_type(hf, BY_MODEL_TYPE)
+    if model_type is None:
+        told = f"architectures {hf['architectures']} name no supported class" if hf.get("architectures") else ""
+        raise ValueError(
+            f"config.json has no model_type{' and its ' + told if told else ''}; add the field, such as"
+            ' "model_type": "bert" (README.md lists the supported ones)'
+        )
+    return {**hf, "model_type": model_type}
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
@@ -120,16 +150,34 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     Raises:
       ValueError: for a `model_type` that no family reads; names the nearest that one does.
     """
-    model_type = hf.get("model_type")
+    model_type = with_model_type(hf)["model_type"]
     if model_type not in BY_MODEL_TYPE:
         raise ValueError(f"model_type {model_type!r} is not supported: {nearest(str(model_type), BY_MODEL_TYPE)}")
     return BY_MODEL_TYPE[model_type]
 
 
-def with_defaults(hf: Mapping[str, Any], role: str = "encoder") -> dict[str, Any]:
-    """A config.json with its torch class's defaults for the fields that it leaves out, under the class's names."""
-    family = family_of(hf)
-    return {**family.defaults[hf["model_type"]], **{family.field(name, role): value for name, value in hf.items()}}
+def with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of any age as its torch class reads it: the class's names and newest forms, its defaults for what
+    the file leaves out.
+
+    Raises:
+      ValueError: naming a field whose value is not of its kind.
+    """
+    hf = with_model_type(hf)
+    family, model_type = family_of(hf), hf["model_type"]
+    return normalised(hf, family.defaults[model_type], family.aliases_of(model_type), family.old_rope)
+
+
+def _check_kind(hf: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """A ValueError for what changes the layers and is not built."""
+    kind = hf.get("position_embedding_type") or "absolute"
+    if kind != "absolute" and settings.get("positions", "learned") != "none":
+        raise ValueError(
+            f"position_embedding_type {kind!r} is not built (transformers 5 too lacks it, and computes something else);"
+            " use a checkpoint whose positions are 'absolute'"
+        )
+    if hf.get("per_layer_config"):
+        raise ValueError("per_layer_config is not built; use a checkpoint whose layers have one config")
 
 
 def from_hf(
@@ -149,16 +197,17 @@ def from_hf(
     Raises:
       ValueError: naming the field, or the model_type that does not serve as `role`.
     """
-    family = family_of(hf)
+    family, hf = family_of(hf), with_model_type(hf)
     if role not in ROLES:
         raise ValueError(f"role {role!r} is neither 'encoder' nor 'decoder'")
     if role not in family.prefixes:
         known = ", ".join(support.model_type for support in families() if getattr(support, role))
         raise ValueError(f"model_type {hf['model_type']!r} does not serve as {role}; these do: {known}")
     try:
-        full = with_defaults(hf, role)
+        full = with_defaults(hf)
         settings = family.from_hf(full, role)
         settings = {"padding_idx": _padding_idx(full.get("pad_token_id"), settings["vocab_size"]), **settings}
+        _check_kind(hf, settings)
         if role == "decoder":
             settings["cross_attention_size"] = cross_attention_size or settings["hidden_size"]
             if whole and family.whole.logits_bias:
@@ -195,6 +244,6 @@ def _with_cross_every(config: TransformerConfig, every: int) -> TransformerConfi
 def to_hf(config: TransformerConfig, role: str) -> dict[str, Any]:
     """The config.json of a transformer: its source, with the vocabulary that it has now."""
     out = config.source
-    if with_defaults(out, role).get("vocab_size") != config.vocab_size:
+    if with_defaults(out).get("vocab_size") != config.vocab_size:
         out["vocab_size"] = config.vocab_size
     return out

@@ -34,7 +34,7 @@ def rules(config):
 
 
 SINES = r"encoder\.embed_positions\.weight"  # computed, not read
-SIZES = {"vocab_size": 50000, "embedding_size": 768, "max_position_embeddings": 1536, "rotary_value": False}
+SIZES = {"vocab_size": 50000, "embedding_size": None, "max_position_embeddings": 1536, "rotary_value": False}
 FAMILY = Family(
     name="roformer",
     defaults={"roformer": {**BERT_DEFAULTS, **SIZES}},

@@ -168,7 +168,10 @@ class Family:
         are not supported.
       aside: role -> patterns (after the prefix) of tensors that nobody reads but export keeps.
       ignored: patterns of tensors that nobody needs. What has not the prefix is of another part of the checkpoint.
-      renamed: other names of config fields, such as torch's common ones; by role where the roles differ.
+      renamed: other names by which callers may give config fields, such as torch's common ones; by role where the roles
+        differ.
+      aliases: other names of fields in config.json (the torch class's attribute_map); under a model_type: its own.
+      old_rope: what stood in older files for the entries of rope_parameters (see `reading.rope_parameters`).
       torch_cross: whether the torch class, as a decoder, has cross-attention.
       head_by_file: the head is its own where a file has one that differs, whatever config.json says (T5).
       whole: for models of encoder and decoder.
@@ -182,6 +185,8 @@ class Family:
     ignored: tuple[str, ...] = ()
     aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     renamed: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, Any] = field(default_factory=dict)
+    old_rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_theta": "rope_theta"})
     torch_cross: bool = True
     head_by_file: bool = False
     whole: Whole | None = None
@@ -191,5 +196,10 @@ class Family:
         return tuple(self.defaults)
 
     def field(self, name: str, role: str) -> str:
-        """The name in this family's config.json of a field that may have another one."""
+        """The name in this family's config.json of a field that a caller may give under another one."""
         return {**self.renamed, **self.renamed.get(role, {})}.get(name, name)
+
+    def aliases_of(self, model_type: str) -> dict[str, str]:
+        """Other names of fields in a config.json of this model_type -> their own."""
+        own = self.aliases.get(model_type, {})
+        return {name: field for name, field in self.aliases.items() if isinstance(field, str)} | own

@@ -53,6 +53,18 @@ def take(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[
     return {**{ours: hf[theirs] for ours, theirs in fields.items()}, **more}
 
 
+def by_layer(hf: Mapping[str, Any], name: str) -> list | None:
+    """The list `name` of config.json, one entry a layer; None if there is none.
+
+    Raises:
+      ValueError: for a list that ends before the layers do.
+    """
+    given, count = hf.get(name), hf["num_hidden_layers"]
+    if given and len(given) < count:
+        raise ValueError(f"{name} has {len(given)} entries for {count} layers; give one for each")
+    return given[:count] if given else None
+
+
 def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = (), **norms: Any) -> list[Rule]:
     """embeddings.{word,position,token_type}_embeddings and embeddings.LayerNorm, as far as there are any.
 
@@ -126,24 +138,41 @@ def bert_head_rules(config: TransformerConfig) -> list[Rule]:
     return lm_head_rules(config, *names, biases if config.tie_head else biases[::-1])
 
 
-def rotary(hf: Mapping[str, Any], head_dim: int, layer_type: str | None = None, **options: Any) -> Rotary:
-    """The rotary embedding that config.json describes, in the newest form (rope_parameters) or older ones
-    (rope_theta, rope_scaling, partial_rotary_factor) (transformers.modeling_rope_utils).
+def rotary(
+    hf: Mapping[str, Any], head_dim: int, layer_type: str | None = None, *, partial: bool = True, **options: Any
+) -> Rotary:
+    """The rotary embedding that rope_parameters describes (transformers.modeling_rope_utils).
+
+    Args:
+      layer_type: the kind of layer, where rope_parameters has an entry for each.
+      partial: whether the torch class turns a part of the features only (partial_rotary_factor); else it turns all.
 
     Raises:
-      ValueError: for a kind of scaling that is not supported.
+      ValueError: for a kind of scaling that is not supported, or a value that is not above 0.
     """
-    given = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+    given = dict(hf.get("rope_parameters") or {})
     if layer_type is not None and isinstance(given.get(layer_type), Mapping):
         given = dict(given[layer_type])
-    base = given.get("rope_theta") or hf.get("rope_theta") or 10000.0
-    part = given.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = given.get("rope_type", "default")
+    original = given.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
+    for name in ("rope_theta", "factor", "partial_rotary_factor", "low_freq_factor", "high_freq_factor"):
+        value = given.get(name, 1.0)
+        if (name, value, kind) == ("factor", None, "yarn"):
+            value = given["factor"] = hf["max_position_embeddings"] / original
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; give a number above 0")
+    base, part = given.get("rope_theta", 10000.0), given.get("partial_rotary_factor", 1.0)
+    if not partial and part != 1.0:
+        if kind != "default":
+            raise ValueError(f"partial_rotary_factor {part} with rope_type {kind!r} is not built; leave it out")
+        part = 1.0
     dim = int(head_dim * part)
     frequencies = (1.0 / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(float)
-    original = given.get("original_max_position_embeddings") or hf.get("max_position_embeddings")
     if kind not in SCALINGS:
         raise ValueError(f"rope_type {kind!r} is not supported: {nearest(str(kind), SCALINGS)}")
+    missing = [name for name in NEEDED.get(kind, ()) if name not in given]
+    if missing:
+        raise ValueError(f"rope_type {kind!r} needs {missing[0]} in rope_parameters (or rope_scaling); add it")
     if kind == "longrope":
         original = hf.get("original_max_position_embeddings") or original
         given = {"factor": hf["max_position_embeddings"] / original} | {k: v for k, v in given.items() if v is not None}
@@ -194,6 +223,7 @@ def _longrope(frequencies, given, base, dim, original):
     return frequencies / short, attention
 
 
+NEEDED = {"longrope": ("short_factor",), "linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 SCALINGS = {
     "default": lambda frequencies, *_: (frequencies, 1.0),
     "linear": lambda frequencies, given, *_: (frequencies / given["factor"], 1.0),

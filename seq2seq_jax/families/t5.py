@@ -16,14 +16,19 @@ NO_LIMIT = 2**20  # distances have buckets at any length
 
 
 def from_hf(hf, role):
-    gated, _, act = hf["feed_forward_proj"].rpartition("-")
-    act = "gelu_new" if (gated, act) == ("gated", "gelu") else act
+    kind, _, act = hf["feed_forward_proj"].rpartition("-")
+    if kind not in ("", "gated"):
+        raise ValueError(f"feed_forward_proj is {hf['feed_forward_proj']!r}; give an activation, or gated-<activation>")
+    act = "gelu_new" if (kind, act) == ("gated", "gelu") else act
+    # What newer files say beside it wins, as in torch.
+    act, gated = hf.get("dense_act_fn") or act, hf.get("is_gated_act", kind == "gated")
+    layers = hf.get("num_decoder_layers") if role == "decoder" else None
     buckets = (hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"])
     settings = {ours: hf[theirs] for ours, theirs in FIELDS.items()}
     settings.update(
-        num_layers=(role == "decoder" and hf.get("num_decoder_layers")) or hf["num_layers"],
+        num_layers=hf["num_layers"] if layers is None else layers,
         activation=act,
-        mlp_gated=gated == "gated",
+        mlp_gated=gated,
         norm="rms",
         norm_position="pre",
         embedding_norm=False,
@@ -41,9 +46,9 @@ def from_hf(hf, role):
         layer_pattern=(LayerSettings(attention_scale=1.0),),
     )
     if role == "decoder":
-        # As transformers 5 has it: T5 scales unless it is told not to, mT5 never, UMT5 always.
-        tie, kind = hf["tie_word_embeddings"], hf["model_type"]
-        scaled = hf.get("scale_decoder_outputs", tie) if kind == "t5" else kind == "umt5"
+        # As transformers 5 has it: T5 and UMT5 scale unless they are told not to, mT5 never.
+        tie = hf["tie_word_embeddings"]
+        scaled = hf["model_type"] != "mt5" and hf.get("scale_decoder_outputs", tie)
         settings.update(causal=True, head=True, tie_head=tie, head_scale=hf["d_model"] ** -0.5 if scaled else 1.0)
     return settings
 
@@ -84,6 +89,7 @@ def defaults(vocab, ff, layers, heads, proj, **more):
 
 CLASSES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 GATED = defaults(250112, 1024, 8, 6, "gated-gelu", decoder_start_token_id=0)
+ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "head_dim": "d_kv"}
 FAMILY = Family(
     name="t5",
     defaults={"t5": defaults(32128, 2048, 6, 8, "relu"), "mt5": GATED, "umt5": GATED},
@@ -91,10 +97,9 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("encoder.", ""), "decoder": ("decoder.",)},
     ignored=(r"block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    aliases={**ALIASES, "num_hidden_layers": "num_layers"},
     renamed={
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "head_dim": "d_kv",
+        **ALIASES,
         "intermediate_size": "d_ff",
         "encoder": {"num_hidden_layers": "num_layers"},
         "decoder": {"num_hidden_layers": "num_decoder_layers"},

@@ -23,6 +23,16 @@ def rules(config):
     return llama.rules(config, NORMS, POST_NORMS, head="lm_head.out_proj.weight")
 
 
+# What stands above both sections and counts for both, with the torch class's defaults.
+ABOVE = {"dropout_rate": 0.0, "attention_dropout": 0.0, "tie_word_embeddings": True}
+
+
+def section(hf, role):
+    """A side's config, with what stands above it in the whole one."""
+    above = {name: hf.get(name, default) for name, default in ABOVE.items()}
+    return {**(hf.get(role) or {}), **above, "model_type": "t5_gemma_module"}
+
+
 FAMILY = replace(
     llama.FAMILY,
     name="t5gemma",
@@ -33,6 +43,6 @@ FAMILY = replace(
     whole=Whole(
         architectures={"t5gemma": "T5GemmaForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
-        nested=lambda hf, role: hf[role],
+        nested=section,
     ),
 )

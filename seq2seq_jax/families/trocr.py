@@ -20,16 +20,17 @@ NAMES = ("vocab_size", "d_model", "decoder_layers", "decoder_attention_heads", "
          "tie_word_embeddings")  # fmt: skip
 MORE = {**bart.TOKENS, "max_position_embeddings": 512, "decoder_start_token_id": 2}
 FLAGS = {"use_learned_position_embeddings": True, "layernorm_embedding": True}
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "decoder_attention_heads",
+    "num_hidden_layers": "decoder_layers",
+}
 FAMILY = Family(
     name="trocr",
     defaults={"trocr": {**{name: bart.DEFAULTS[name] for name in NAMES}, **MORE, **FLAGS}},
     from_hf=from_hf,
     rules=rules,
     prefixes={"decoder": ("model.decoder.", "decoder.")},
-    renamed={
-        "hidden_size": "d_model",
-        "num_attention_heads": "decoder_attention_heads",
-        "num_hidden_layers": "decoder_layers",
-        "intermediate_size": "decoder_ffn_dim",
-    },
+    aliases=ALIASES,
+    renamed={**ALIASES, "intermediate_size": "decoder_ffn_dim"},
 )

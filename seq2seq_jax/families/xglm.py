@@ -40,6 +40,7 @@ SIZES = {"vocab_size": 256008, "max_position_embeddings": 2048, "d_model": 1024,
 RATES = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.0, "init_std": 0.02}
 MORE = {"attention_heads": 16, "activation_function": "gelu", "scale_embedding": True, "tie_word_embeddings": True}
 TOKENS = {"decoder_start_token_id": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+ALIASES = {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"}
 FAMILY = Family(
     name="xglm",
     defaults={"xglm": {**SIZES, **RATES, **MORE, **TOKENS}},
@@ -47,10 +48,6 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "model."), "decoder": ("model.", "")},
     ignored=(r"embed_positions\.weights",),
-    renamed={
-        "hidden_size": "d_model",
-        "num_attention_heads": "attention_heads",
-        "num_hidden_layers": "num_layers",
-        "intermediate_size": "ffn_dim",
-    },
+    aliases=ALIASES,
+    renamed={**ALIASES, "intermediate_size": "ffn_dim"},
 )

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from seq2seq_jax.weights import gguf_models
-from seq2seq_jax.weights.files import SAFETENSORS, TORCH, Checkpoint, read_json
+from seq2seq_jax.weights import gguf_models, hf_config
+from seq2seq_jax.weights.files import SAFETENSORS, TORCH, Checkpoint
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 STRING, ARRAY = 8, 9
@@ -64,7 +64,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The config.json of a checkpoint, or what a GGUF file's metadata say in its words."""
     file = find_gguf(path)
     if file is None:
-        return read_json(path / "config.json")
+        return hf_config.read_config(path / "config.json")
     header = read_gguf(file)
     return gguf_models.config(header, lambda name: GgufCheckpoint.values(header, name))
 

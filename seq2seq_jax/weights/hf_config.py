@@ -48,6 +48,24 @@ OWN_FIELDS = {
 TOKEN_FIELDS = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id")
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of one side, of a pair or of a whole model, with a model_type in it and in its sections.
+
+    Raises:
+      FileNotFoundError, ValueError: naming the file.
+    """
+    hf = read_json(path)
+    sections = {role: hf[role] for role in registry.ROLES if isinstance(hf.get(role), Mapping)}
+    if hf.get("model_type") is None and len(sections) == len(registry.ROLES):
+        hf = {**hf, "model_type": PAIR_TYPES[0]}
+    try:
+        if hf.get("model_type") not in PAIR_TYPES:
+            return registry.with_model_type(hf)
+        return {**hf, **{role: registry.with_model_type(section) for role, section in sections.items()}}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def sides(config: EncoderDecoderConfig) -> Iterator[tuple[str, TransformerConfig]]:
     return iter((("encoder", config.encoder), ("decoder", config.decoder)))
 
@@ -167,6 +185,9 @@ def merged_generation(
         check_as_torch(content, file)
     if content or given is not None:
         decoder, top = ({k: v for k, v in c.items() if k in TOKEN_FIELDS} for c in (decoder, top))
+    elif hf.get("force_bos_token_to_be_generated"):  # what BART's files said before forced_bos_token_id
+        whole = top.get("model_type") in registry.BY_MODEL_TYPE
+        top["forced_bos_token_id"] = (registry.with_defaults(top) if whole else top).get("bos_token_id")
     if isinstance(given, GenerationConfig):
         tokens = generation_from_hf(decoder, top, content, note=report.note)
         missing = [name for name in TOKEN_FIELDS if getattr(given, name) is None]
@@ -281,7 +302,7 @@ def split_overrides(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _section(hf: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """A side's part of config.json: a section of it in models that have one (T5Gemma)."""
+    """A side's part of config.json: a section of it in models that have one (T5Gemma), with what stands above it."""
     whole = registry.family_of(hf).whole
     return dict(whole.nested(hf, role)) if whole is not None and whole.nested and role in hf else dict(hf)
 
@@ -317,7 +338,9 @@ def overridden(
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{role}_{name} is no field of a {family.name} config: {nearest(name, known)}")
-        out[name if name in out else family.field(name, role)] = value
+        field = family.field(name, role)
+        others = [n for n, same in family.aliases_of(hf["model_type"]).items() if same == field and n in out]
+        out |= dict.fromkeys((field, *others), value)
     layers = registry.from_hf(out, role).stored_layers
     if keep is None:
         if layers > depth:

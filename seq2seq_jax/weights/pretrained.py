@@ -247,7 +247,8 @@ def from_encoder_decoder_configs(
       encoder_config, decoder_config: config.json contents, with at least `model_type`, or paths to such files; fields
         left out have the torch class's defaults.
     """
-    hf = [dict(c) if isinstance(c, Mapping) else read_json(Path(c)) for c in (encoder_config, decoder_config)]
+    given = (encoder_config, decoder_config)
+    hf = [registry.with_model_type(c) if isinstance(c, Mapping) else hf_config.read_config(Path(c)) for c in given]
     report = Report()
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
     config = new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)
@@ -314,8 +315,8 @@ def _with_head_of(hf: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, An
     head = f"{outer}lm_head.weight"
     tables = [n for n in (f"{outer}shared.weight", f"{outer}decoder.embed_tokens.weight") if n in checkpoint]
     own = head in checkpoint and tables and not np.array_equal(checkpoint.read(head), checkpoint.read(tables[0]))
-    if side["model_type"] == "t5":
-        side.setdefault("scale_decoder_outputs", side.get("tie_word_embeddings", True))
+    if side["model_type"] != "mt5":
+        side.setdefault("scale_decoder_outputs", side.get("tie_word_embeddings") is not False)
     side["tie_word_embeddings"] = not own
     return {**hf, "decoder": side} if outer else side
 
@@ -324,7 +325,7 @@ def new_pair(encoder, decoder, tie, mesh, tokens, directory, report) -> EncoderD
     """The config of a pair that did not exist before."""
     top = {"model_type": hf_config.PAIR_TYPES[0], "is_encoder_decoder": True, "encoder": encoder, "decoder": decoder}
     config = hf_config.pair_from_hf(top, mesh, tie=tie)
-    found = hf_config.derive_tokens(registry.with_defaults(decoder, "decoder"), directory, *tokens, report)
+    found = hf_config.derive_tokens(registry.with_defaults(decoder), directory, *tokens, report)
     return dataclasses.replace(config, **found)
 
 
