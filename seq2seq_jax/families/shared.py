@@ -223,7 +223,12 @@ def _longrope(frequencies, given, base, dim, original):
     return frequencies / short, attention
 
 
-NEEDED = {"longrope": ("short_factor",), "linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+NEEDED = {
+    "longrope": ("short_factor",),
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 SCALINGS = {
     "default": lambda frequencies, *_: (frequencies, 1.0),
     "linear": lambda frequencies, given, *_: (frequencies / given["factor"], 1.0),
