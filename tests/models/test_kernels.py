@@ -44,13 +44,14 @@ def packed_batch(length=LENGTH):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_splash_equals_plain_attention(causal):
-    """Values and gradients: packs, padding, a window, a soft cap, two heads on one head of keys."""
+    """Values and gradients: packs, padding, an uneven window, a soft cap, two heads on one head of keys."""
     draw = np.random.default_rng(1)
     q, k, v = (jnp.asarray(draw.standard_normal((1, heads, LENGTH, 8)), jnp.float32) for heads in (2, 1, 1))
-    place, window = np.arange(LENGTH), 40
+    place, window = np.arange(LENGTH), (40, 24)
     packs, real = (place >= 60)[None].astype(np.int32), (place < 110)[None]
     distance = place[:, None] - place
-    mask = (packs[:, :, None] == packs[:, None]) & real[:, None] & (np.abs(distance) <= window)
+    mask = (packs[:, :, None] == packs[:, None]) & real[:, None] & (distance <= window[0])
+    mask &= -distance <= window[1]
     mask = jnp.asarray(mask & (distance >= 0) if causal else mask)[:, None]
     sight = kernels.segments(packs.shape, packs.shape, real, packs, packs)
     sees = np.asarray(mask.any(-1))[..., None]

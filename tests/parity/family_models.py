@@ -118,7 +118,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "opt, narrow and post-norm": ("opt", {**OPT, "word_embed_proj_dim": 12, "do_layer_norm_before": False}),
     "gpt_neo": ("gpt_neo", {"vocab_size": 37, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "window_size": 3,
                             "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 24, **TOKENS}),
-    "gptj": ("gptj", {**GPT2, "rotary_dim": 2, "pad_token_id": 0}),
+    "gptj": ("gptj", {**GPT2, "n_embd": 24, "rotary_dim": 4, "pad_token_id": 0}),
     "gpt_neox": ("gpt_neox", SIZES),
     "gpt_neox, in sequence": ("gpt_neox", {**SIZES, "use_parallel_residual": False}),
     "llama": ("llama", GROUPED),
