@@ -205,7 +205,8 @@ def _kind(tensor: Any) -> str:
 def _refusal(error: Exception) -> str:
     """Why torch did not read a file, without its advice to read it unsafely."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "WeightsUnpickler error" in line), lines[0].strip())
+    named = next((line for line in lines if "GLOBAL" in line or "WeightsUnpickler error" in line), lines[0])
+    return re.split(r"\. (?=[A-Z])", named.strip().removesuffix("."))[0]
 
 
 def parse_size(size: int | str) -> int:

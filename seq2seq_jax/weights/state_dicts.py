@@ -17,25 +17,32 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_chec
 
 
 def modern_name(name: str) -> str:
-    """A tensor's name as new checkpoints have it: weight and bias for the old gamma and beta, without `WRAPPERS`."""
-    name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    """Old checkpoints say gamma and beta where new ones say weight and bias."""
+    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
 
 
 def modern_names(stored: Mapping[str, Path], note: Callable[[str], None]) -> dict[str, tuple[Path, str]]:
-    """Modern name -> (file, stored name) for stored names and their files; notes what wrappers had added.
+    """Modern name -> (file, stored name) for stored names and their files, without what wrappers added, which is noted.
+
+    A wrapper in front of some names only stays: the model lies under it, and other things beside (see `rooted`).
 
     Raises:
       ValueError: if two tensors have one modern name.
     """
     out: dict[str, tuple[Path, str]] = {}
     removed: Counter[tuple[Path, str]] = Counter()
+    split = {name: name.split(".") for name in stored}
+    front = 0
+    while all(len(parts) > front + 1 and parts[front] in WRAPPERS for parts in split.values()) and split:
+        front += 1
     for name, file in stored.items():
-        modern = modern_name(name)
+        parts = split[name]
+        inner = [part for part in parts[front + 1 :] if part not in WRAPPERS]
+        modern = modern_name(".".join([parts[front], *inner]))
         if modern in out:
             raise ValueError(f"{file}: {name!r} and {out[modern][1]!r} are one tensor, {modern!r}; keep one of them")
         out[modern] = (file, name)
-        removed.update((file, part) for part in set(name.split(".")).intersection(WRAPPERS))
+        removed.update((file, part) for part in {*parts[:front], *(set(parts[front + 1 :]) - set(inner))})
     for (file, part), count in removed.items():
         note(f"{file.name}: '{part}.' is left out of {count} names")
     return out

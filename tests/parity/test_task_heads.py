@@ -1,5 +1,7 @@
 """Checkpoints fine-tuned for another task, as encoder and as decoder, against torch's Auto classes on the directory."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -40,3 +42,82 @@ def classes():
 
 
 CASES = [pytest.param(*c, id="-".join(c), marks=() if c[1] in QUICK else pytest.mark.slow) for c in classes()]
+
+
+@pytest.fixture(scope="module")
+def small_decoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("decoder")
+    torch_models.decoder("bert", num_hidden_layers=1).save_pretrained(path)
+    return path
+
+
+def judged(kind, model, directory):
+    """What torch's Auto class makes of the checkpoint, and the names that it found no tensor for."""
+    load = {"encoder": transformers.AutoModel, "decoder": transformers.AutoModelForCausalLM}[kind]
+    if (
+        kind == "decoder"
+        and model.config.is_encoder_decoder
+        and model.config.model_type in ("t5gemma", "t5", "mt5", "umt5")
+    ):
+        load = transformers.AutoModelForSeq2SeqLM
+    made, info = load.from_pretrained(directory / "tuned", output_loading_info=True)
+    missing = set(info["missing_keys"])
+    if any("embed" in name or name.endswith("wte.weight") for name in missing):
+        # A prefix of the class's own (LlamaForQuestionAnswering), or a table under the name of the whole (BART): torch
+        # would begin anew, so the class's base model is put there.
+        target = made if kind == "encoder" else made.base_model
+        assert not target.load_state_dict(model.base_model.state_dict(), strict=False).missing_keys
+        made.tie_weights()
+        missing = {name for name in missing if "head" in name}
+    made.save_pretrained(directory / kind)
+    return directory / kind, missing
+
+
+def same(ours, theirs, side, new=()):
+    ours, theirs = (flatten_dict(pair.params[side], sep="/") for pair in (ours, theirs))
+    assert set(ours) == set(theirs)
+    for path, value in ours.items():
+        if f"{side}/{path}" not in new:
+            np.testing.assert_array_equal(np.asarray(value), np.asarray(theirs[path]), err_msg=path)
+
+
+@pytest.mark.parametrize(("case", "cls"), CASES)
+def test_states(case, cls, small_decoder, tmp_path):
+    """Every parameter is that of torch's class; new ones are those that torch finds no tensor for."""
+    torch.manual_seed(0)
+    model = models.ready(getattr(transformers, cls)(models.config_of(case)), 0)
+    model.save_pretrained(tmp_path / "tuned")
+    tuned, roles = tmp_path / "tuned", registry.family_of({"model_type": model.config.model_type}).prefixes
+    if cls.endswith("EncoderModel") or (model.config.model_type in ("t5", "mt5", "umt5") and "Token" in cls):
+        with pytest.raises(ValueError, match=r"no tensor of a .* decoder is there; looked for 'decoder"):
+            from_encoder_decoder_pretrained(tuned, tuned)
+        roles = ("encoder",)
+    encoder = judged("encoder", model, tmp_path)[0] if "encoder" in roles else small_decoder
+    decoder, missing = judged("decoder", model, tmp_path) if "decoder" in roles else (small_decoder, set())
+    ours = from_encoder_decoder_pretrained(
+        tuned if "encoder" in roles else encoder, tuned if "decoder" in roles else decoder
+    )
+    theirs = from_encoder_decoder_pretrained(encoder, decoder)
+    same(ours, theirs, "encoder")
+    new = {entry.name for entry in ours.report.of("initialised", "decoder")}
+    assert all(MAY_BE_NEW.match(name) for name in new)
+    first = lambda path: re.sub(r"/stacked/block_(\d+)/", r"/layers_\1/", path)
+    same(ours, theirs, "decoder", {path for path in flatten_dict(ours.params, sep="/") if first(path) in new})
+    if "decoder" in roles:
+        heads = {name for name in missing if "crossattention" not in name and "encoder_attn" not in name}
+        assert any(name.startswith("decoder/head/") for name in new) == bool(heads), (new, missing)
+        assert any("no whole language-model head" in note for note in ours.report.notes) == bool(heads)
+
+
+def test_what_the_report_says(small_decoder, tmp_path):
+    """What lies outside the prefix is another part; an unknown name under it is an error, and so is one beside bare
+    names."""
+    model = models.ready(transformers.BertForTokenClassification(models.config_of("bert")), 0)
+    model.save_pretrained(tmp_path)
+    report = from_encoder_decoder_pretrained(tmp_path, small_decoder).report
+    assert {entry.name for entry in report.of("other part", "encoder")} == {"classifier.weight", "classifier.bias"}
+    for name, holder in (("bert.extra.weight", model), ("extra.weight", model.bert)):
+        tensors = {**holder.state_dict(), name: torch.zeros(3)}
+        holder.save_pretrained(tmp_path, state_dict=tensors)
+        with pytest.raises(ValueError, match=f"nothing is known about the tensor '{name}'"):
+            from_encoder_decoder_pretrained(tmp_path, small_decoder)
