@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     {"match": ".*", "name": "language_model", "freeze": True},
                 ),
             },
-            "evaluation": {"at_start": True, "metrics": ("rouge",), "best": "rouge1", "every": 0},
+            "evaluation": {"at_start": True, "metrics": ("rouge",), "best": "rouge1"},
             "num_steps": 300,
             "num_epochs": 0.0,
             "dropout": 0.0,
