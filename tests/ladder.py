@@ -22,7 +22,10 @@ MAX_LENGTH = 12
 
 
 def random_batch(vocabularies, *, seed=0, rows=3, source=7, target=5):
-    """Inputs with padding on the right of one row and on the left of another, and labels with an early end."""
+    """Inputs with padding on the right of one row and on the left of another, and labels with an early end.
+
+    The first row holds the pad token where it is seen, on either side: its rows in the tables have no gradient.
+    """
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, vocabularies[0], (rows, source))
     mask = np.ones_like(ids)
@@ -32,6 +35,8 @@ def random_batch(vocabularies, *, seed=0, rows=3, source=7, target=5):
     labels = rng.integers(3, vocabularies[1], (rows, target))
     if rows > 1:
         labels[1, target // 2 + 1 :] = IGNORED
+    if source > 2 and target > 2:
+        ids[0, 1] = labels[0, 1] = 0
     return {"input_ids": np.where(mask == 1, ids, 0), "attention_mask": mask, "labels": labels}
 
 

@@ -37,7 +37,7 @@ DECODERS = {
     "opt": {**{name: SIZES[name] for name in SIZES if name != "intermediate_size"}, "ffn_dim": 16,
             "word_embed_proj_dim": 12},
     "llama": {**SIZES, "num_key_value_heads": 1},
-    # It starts with the pad token, which a pair's decoder does not see.
+    # It starts with the pad token, which is seen where a pack begins.
     "t5": {"vocab_size": 31, "d_model": 12, "d_kv": 6, "d_ff": 16, "num_layers": 1, "num_heads": 2,
            "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6},
     "t5gemma2_decoder": {**GEMMA, "sliding_window": 3},

@@ -166,11 +166,7 @@ def config_of(name: str, **changes):
 
 
 def ready(model, seed: int):
-    model = torch_models.randomise(model, seed).eval()
-    for module in model.modules():  # a pad token's row would have no gradient
-        if isinstance(module, nn.Embedding):
-            module.padding_idx = None
-    return model
+    return torch_models.randomise(model, seed).eval()
 
 
 T5_ENCODERS = {"t5": transformers.T5EncoderModel, "mt5": transformers.MT5EncoderModel,
