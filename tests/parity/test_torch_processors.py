@@ -167,10 +167,10 @@ def test_warpers(name, beams):
 
 
 def odd_scores(rng, rows):
-    """float32 [10, rows]: ties, bans, wide ranges, and probabilities that are decimals."""
-    parts = rng.multinomial(20, np.ones(min(rows, 5)) / min(rows, 5), 2) + 1
-    decimals = np.full((2, rows), -np.inf)
-    decimals[:, : parts.shape[1]] = np.log((parts / parts.sum(axis=1, keepdims=True)).astype(np.float32))
+    """float32 [10, rows]: ties, bans, wide ranges, and, in few rows, probabilities that are decimals; of more, torch
+    makes a vector's, whose last bits are its own."""
+    parts = rng.multinomial(20 - rows if rows < 16 else 9 * rows, np.ones(rows) / rows, 2) + 1
+    decimals = np.log((parts / parts.sum(axis=1, keepdims=True)).astype(np.float32))
     banned = rng.normal(size=rows) * 3
     banned[1:][rng.random(rows - 1) < 0.5] = -np.inf
     alone = np.full(rows, -np.inf)
@@ -216,7 +216,7 @@ CUT_OFFS = {
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-@pytest.mark.parametrize("rows", [5, 120, 1000])
+@pytest.mark.parametrize("rows", [5, 200])
 @pytest.mark.parametrize("name", CUT_OFFS)
 def test_cut_offs_keep_as_much_as_torch(name, rows, keep):
     """Among equal scores torch's choice is open; how many of them stay is not."""
