@@ -6,9 +6,9 @@ From a file:             scripts/generate.py --model=DIR --input=articles.txt --
                          scripts/generate.py --model=DIR --input=articles.csv.gz --field=text --output=summaries.txt
 From standard input:     cat articles.txt | scripts/generate.py --model=DIR
 
-One text is one line (which only "\\n" ends), or one record of a .jsonl, .csv, .tsv or .parquet file, with the text under
---field (within objects: a.b); any but Parquet may be compressed (.gz, .bz2, .xz, .zst). Output n is that of text n: a
-blank line is an empty text, but in .jsonl an error (at its end nothing), and in CSV and TSV nothing.
+One text is one line (which only "\\n" ends), or one record of a .jsonl, .csv, .tsv or .parquet file, with the text
+under --field (within objects: a.b); any but Parquet may be compressed (.gz, .bz2, .xz, .zst). Output n is that of text
+n: a blank line is an empty text, but in .jsonl an error (at its end nothing), and in CSV and TSV nothing.
 
 num_return_sequences outputs are as many lines. DIR is the workdir of a run, a directory that
 save_pretrained or torch wrote, or a hub id. A workdir's way with texts (prefix, greatest length) is followed. The

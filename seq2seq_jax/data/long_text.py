@@ -15,6 +15,9 @@ BEYOND = 1009
 # No token of any vocabulary is so long. So a run of more characters for each token that is wanted gives enough tokens,
 # or it is one for the tokenizer, however long: spaces that it drops, or a word that is unknown to it.
 LONGEST_TOKEN = 512
+# A run is shortened by a multiple of this (of 1 to 12, 16 and 32), so that tokens of several equal characters, counted
+# from its end, fall where they fell.
+PERIOD = 110_880
 _RUNS = re.compile(r"\s+|[A-Za-z0-9]+|(.)\1*", re.S)
 
 
@@ -48,14 +51,14 @@ def tokenize_long(
 
 
 def _cut(text: str, size: int, run: int, of_begin: bool) -> tuple[str, bool]:
-    """`size` characters of the text's begin or end, longer runs than `run` shortened to that; whether they are all."""
+    """`size` characters of the text's begin or end, runs that are longer than `run` shortened; whether they are all."""
     if size <= run:
         return (text[:size] if of_begin else text[-size:]), len(text) <= size
     text = text if of_begin else text[::-1]
     parts, length = [], 0
     for match in _RUNS.finditer(text):
         begin, end = match.span()
-        parts.append(text[begin : min(end, begin + run)])
+        parts.append(text[begin : end - max(0, end - begin - run) // PERIOD * PERIOD])
         length += len(parts[-1])
         if length > size:
             break

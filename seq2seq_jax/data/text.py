@@ -80,11 +80,11 @@ class Tokenizer:
         `tokenizer.max_length` for the model's own limit.
 
         Raises:
-          ValueError: max_length leaves no room for the special tokens.
+          ValueError: max_length leaves no room for the special tokens, or a text holds half a character.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if max_length is None:
-            return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+            return [encoding.ids for encoding in self._tokenize(texts, add_special_tokens=add_special_tokens)]
         return self.encode_and_count(texts, max_length=max_length, add_special_tokens=add_special_tokens)[0]
 
     def encode_and_count(
@@ -115,7 +115,7 @@ class Tokenizer:
                 f"make it at least {special + 1} or pass add_special_tokens=False"
             )
         wanted = max(max_length, count_to)
-        tokenize = functools.partial(self.backend.encode_batch_fast, add_special_tokens=False)
+        tokenize = functools.partial(self._tokenize, add_special_tokens=False)
         encodings = tokenize(["" if is_long(text, wanted) else text for text in texts])
         for i, text in enumerate(texts):
             if is_long(text, wanted):
@@ -126,6 +126,18 @@ class Tokenizer:
             encoding.truncate(max_length - special, direction=side)
             rows.append(self.backend.post_process(encoding, add_special_tokens=True).ids if special else encoding.ids)
         return rows, counts
+
+    def _tokenize(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[tokenizers.Encoding]:
+        try:
+            return self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        except TypeError:  # what it says of half a surrogate pair
+            for number, text in enumerate(texts):
+                if any("\ud800" <= character <= "\udfff" for character in text):
+                    raise ValueError(
+                        f"text {number} (from 0), {text[:40]!a}, holds half a character (a surrogate); mend the text,"
+                        " or decode it with errors='replace'"
+                    ) from None
+            raise
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """The text of ids [length], as torch's `decode` with the same skip_special_tokens gives it.

@@ -165,7 +165,7 @@ def _rouge(predictions: Sequence[str], references: Sequence[str], use_stemmer: b
     if tokenizer == "rouge-score" and (cut := words.share_with_lost(references)) > 0.5:
         note = f"{100 * cut:.0f} % of the references lose letters, since rouge-score's tokenizer knows a-z only"
     if note is not None:
-        warnings.warn(f"ROUGE: {note}; rouge_tokenizer=rouge-score or unicode says which to use", stacklevel=3)
+        warnings.warn(f"ROUGE: {note}; rouge_tokenizer chooses another", stacklevel=3)
     split = _rouge_words(tokenizer)
     *types, of_sentences = METRICS["rouge"]
     scorer = RougeScorer(types, use_stemmer=use_stemmer, tokenizer=split)

@@ -42,7 +42,8 @@ def sentences(text: str) -> list[str]:
     A sentence ends with a full stop, question or exclamation mark and what closes behind it, before a space and a
     capital, a digit, or a letter of a script without capitals; not behind an initial or a common abbreviation.
     """
-    if "\n" in text.strip():
+    text = text.strip()
+    if "\n" in text:
         return [line for line in text.split("\n") if line.strip()]
     found, begin = [], 0
     for match in _ENDS.finditer(text):

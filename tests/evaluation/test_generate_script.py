@@ -36,6 +36,7 @@ from seq2seq_jax.weights.pretrained import quantize, save_pretrained
 ROOT = Path(__file__).parent.parent.parent
 # All sources fit the narrowest batch: each kind of search is compiled once, for the scripts too.
 COUNT, BATCH, WINDOW, LENGTH = 112, 8, 8, 16
+QUOTE = '"'
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,9 @@ def test_ways_in_and_out(script, work, trained, texts, tmp_path, capsys, monkeyp
     assert capsys.readouterr().out.splitlines() == expected
     call(script, *common, f"--input={tmp_path / 'in.jsonl'}", "--field=text", f"--output={tmp_path / 'out'}")
     assert (tmp_path / "out").read_text().splitlines() == expected
-    (tmp_path / "in.csv.gz").write_bytes(gzip.compress(("id,text\n" + "".join(f'1,"{t}"\n' for t in few)).encode()))
+    (tmp_path / "in.csv.gz").write_bytes(
+        gzip.compress(("id,text\n" + "".join(f'1,"{t.replace(QUOTE, 2 * QUOTE)}"\n' for t in few)).encode())
+    )
     call(script, *common, f"--input={tmp_path / 'in.csv.gz'}", "--field=text")
     assert capsys.readouterr().out.splitlines() == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv.gz", "in.jsonl", "out"]

@@ -1,6 +1,26 @@
-import pytest
+import functools
 
-from seq2seq_jax.evaluation.metrics import rouge, score
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from seq2seq_jax.config import EvaluationConfig
+from seq2seq_jax.evaluation.metrics import bleu, check_tokenizers, measure, rouge, score
+
+ENGLISH = ['The cafés were running late. He said: "No!"', "A naïve cat sat down.\nIt slept."]
+OUTPUTS = ["He said no. The cafés run late.", "a cat slept.\nIt sat"]
+SCRIPTS = {
+    "hi": "पूर्व प्रधानमन्त्री शिंजो आबेको",
+    "zh": "今天天气很好，我们去公园玩。",
+    "ja": "今日は天気がいいです。",
+    "ru": "это хорошая книга",
+    "el": "αυτό είναι ένα βιβλίο",
+    "ar": "هذا كتاب جيد",
+    "th": "สวัสดีชาวโลก",
+    "ko": "안녕하세요 세계",
+    "de": "Größe für Äpfel",
+    "en": "the cat sat",
+}
 
 
 def test_rouge_by_hand():
@@ -12,6 +32,70 @@ def test_rouge_by_hand():
     assert scores["rougeL"] == pytest.approx(100 * (6 / 7) / 2)
     assert rouge(["runs"], ["running"])["rouge1"] == pytest.approx(100)
     assert rouge(["runs"], ["running"], use_stemmer=False)["rouge1"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:ROUGE")  # of the é and the ï
+def test_rouge_of_english_is_that_of_rouge_score():
+    """rougeLsum of texts whose sentences stand in lines."""
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
+    lines = lambda text: text.replace(". ", ".\n")
+    rows = [scorer.score(lines(reference), lines(output)) for reference, output in zip(ENGLISH, OUTPUTS)]
+    expected = {name: sum(100 * row[name].fmeasure for row in rows) / 2 for name in rows[0]}
+    assert rouge(OUTPUTS, ENGLISH) == pytest.approx(expected), "one line for all sentences: they are found"
+    assert rouge(list(map(lines, OUTPUTS)), list(map(lines, ENGLISH))) == pytest.approx(expected)
+    assert expected["rougeLsum"] > expected["rougeL"]
+    assert "|tok:rouge-score (auto)|stem:porter|" in measure(OUTPUTS, ENGLISH, ["rouge"]).signatures["rouge"]
+
+
+@pytest.mark.filterwarnings("ignore:ROUGE", "ignore:BLEU")
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_equal_texts_of_any_script(language):
+    text = SCRIPTS[language]
+    scores = score([text], [text], ["rouge"])
+    assert scores["rouge1"] == scores["rougeL"] == scores["rougeLsum"] == pytest.approx(100)
+    other = rouge([text], [SCRIPTS["el" if language != "el" else "ru"]])
+    assert other["rouge1"] == 0
+
+
+def test_one_tokenizer_for_all_texts():
+    """Chosen by the letters of all references, and said; whoever loses many letters is told."""
+    russian, english = SCRIPTS["ru"], SCRIPTS["en"]
+    with pytest.warns(
+        UserWarning, match="62 % of the references' letters are beyond a-z, so Unicode words are compared"
+    ):
+        measured = measure([russian, english], [russian, english], ["rouge"])
+    assert measured.scores["rouge1"] == pytest.approx(100)
+    assert "|tok:unicode (auto)|stem:no|" in measured.signatures["rouge"]
+    german = SCRIPTS["de"]
+    with pytest.warns(UserWarning, match=r"100 % of the references lose letters, since rouge-score's tokenizer"):
+        measured = measure(["Gr fox pfel"], [german], ["rouge"])
+    assert measured.scores["rouge1"] > 0 and "|tok:rouge-score (auto)|" in measured.signatures["rouge"]
+    measured = measure(["Gr fox pfel"], [german], ["rouge"], rouge_tokenizer="unicode")
+    assert measured.scores["rouge1"] == 0 and "|tok:unicode|" in measured.signatures["rouge"]
+
+
+@pytest.mark.parametrize("name, shared", [("unicode", 11 / 12), ("zh", 13 / 14), ("char", 13 / 14)])
+def test_words_of_chinese(name, shared):
+    """One character of 12, or of 14 with punctuation, is another."""
+    text = SCRIPTS["zh"]
+    assert rouge([text.replace("玩", "跑")], [text], tokenizer=name)["rouge1"] == pytest.approx(100 * shared)
+
+
+@pytest.mark.filterwarnings("ignore:BLEU")
+@pytest.mark.parametrize("tokenize", ["13a", "intl", "zh", "char", "none"])
+def test_bleu_is_that_of_sacrebleu(tokenize):
+    outputs, references = [SCRIPTS["zh"].replace("玩", "跑"), "a, b c d."], [SCRIPTS["zh"], "a, b c e."]
+    expected = sacrebleu.corpus_bleu(outputs, [references], tokenize=tokenize).score
+    assert bleu(outputs, references, tokenize=tokenize)["bleu"] == expected
+    measured = measure(outputs, references, ["bleu", "chrf"], bleu_tokenize=tokenize)
+    assert measured.scores["bleu"] == expected
+    assert f"|tok:{tokenize}|" in measured.signatures["bleu"] and f"|version:{sacrebleu.__version__}" in str(measured)
+    assert "|nc:6|nw:0|" in measured.signatures["chrf"]
+
+
+def test_bleu_warns_of_a_script_without_spaces():
+    with pytest.warns(UserWarning, match="tokenizer '13a' does not split it; give bleu_tokenize zh"):
+        bleu([SCRIPTS["ja"]], [SCRIPTS["ja"]])
 
 
 def test_all():
@@ -28,3 +112,28 @@ def test_nothing_to_score():
         score(["a"], [" "], ["rouge"])
     with pytest.raises(ValueError, match="metric 'rogue' is unknown: did you mean 'rouge'"):
         score(["a"], ["a"], ["rogue"])
+
+
+@pytest.mark.parametrize(
+    "check", [functools.partial(check_tokenizers, ["rouge", "bleu"]), functools.partial(EvaluationConfig, best="loss")]
+)
+def test_unknown_tokenizers(check):
+    """Known before anything is trained or decoded."""
+    check(rouge_tokenizer="unicode", bleu_tokenize="zh")
+    with pytest.raises(ValueError, match="rouge_tokenizer 'unicod' is unknown: did you mean 'unicode'"):
+        check(rouge_tokenizer="unicod")
+    with pytest.raises(ValueError, match="bleu_tokenize '13b' is unknown: did you mean '13a'"):
+        check(bleu_tokenize="13b")
+
+
+@pytest.mark.parametrize(
+    "setting, name, package", [("bleu_tokenize", "ja-mecab", "ja"), ("bleu_tokenize", "ko-mecab", "ko"),
+                               ("rouge_tokenizer", "ja-mecab", "ja")]
+)  # fmt: skip
+def test_missing_packages(monkeypatch, setting, name, package):
+    from sacrebleu.tokenizers import tokenizer_ja_mecab, tokenizer_ko_mecab
+
+    monkeypatch.setattr(tokenizer_ja_mecab, "MeCab", None)
+    monkeypatch.setattr(tokenizer_ko_mecab, "MeCab", None)
+    with pytest.raises(ValueError, match=rf"^{setting} '{name}' needs more: pip install 'sacrebleu\[{package}\]'; or"):
+        check_tokenizers(["rouge", "bleu"], **{setting: name})
