@@ -128,7 +128,7 @@ def as_table() -> str:
     return "\n".join(lines)
 
 
-def with_model_type(hf: Mapping[str, Any]) -> dict[str, Any]:
+def with_model_type(hf: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
     """A config.json that has a model_type: its own, or that of the torch class in `architectures`.
 
     Raises:
@@ -136,11 +136,10 @@ def with_model_type(hf: Mapping[str, Any]) -> dict[str, Any]:
     """
     model_type = inferred_type(hf, BY_MODEL_TYPE)
     if model_type is None:
-        told = f"architectures {hf['architectures']} name no supported class" if hf.get("architectures") else ""
-        raise ValueError(
-            f"config.json has no model_type{' and its ' + told if told else ''}; add the field, such as"
-            ' "model_type": "bert" (README.md lists the supported ones)'
-        )
+        named = hf.get("architectures")
+        also = f", and its architectures {named} name no supported class" if named else ""
+        example = '"model_type": "bert"'
+        raise ValueError(f"{where} has no model_type{also}; add the field, such as {example} (README.md lists them)")
     return {**hf, "model_type": model_type}
 
 

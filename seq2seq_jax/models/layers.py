@@ -34,7 +34,7 @@ def _gelu_tanh(x: jax.Array) -> jax.Array:
 
 def _sqrt_softplus(x: jax.Array) -> jax.Array:
     # Far below 0 softplus is exp, whose root keeps a derivative where exp itself is rounded to 0.
-    return jnp.where(x < -20.0, jnp.exp(0.5 * x), jnp.sqrt(nn.softplus(jnp.maximum(x, -20.0))))
+    return jnp.where(x < -20.0, jnp.exp(0.5 * jnp.minimum(x, -20.0)), jnp.sqrt(nn.softplus(jnp.maximum(x, -20.0))))
 
 
 def _bounded(x: jax.Array, low: float, high: float) -> jax.Array:

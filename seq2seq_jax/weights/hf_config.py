@@ -61,7 +61,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         if hf.get("model_type") not in PAIR_TYPES:
             return registry.with_model_type(hf)
-        return {**hf, **{role: registry.with_model_type(section) for role, section in sections.items()}}
+        return {**hf, **{r: registry.with_model_type(part, f"the {r} section") for r, part in sections.items()}}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -150,8 +150,9 @@ OLD: dict[str, dict] = {
                                "original_max_position_embeddings": 32}},
     "mistral": {**LLAMA, "rope_theta": 1000000.0, "sliding_window": 8, "head_dim": None},
     "smollm3": {**LLAMA, "num_hidden_layers": 4, "rope_theta": 5000000.0, "pad_token_id": 3,
-                "no_rope_layer_interval": 4, "no_rope_layers": [1, 0, 1, 0], "use_sliding_window": False, "sliding_window": None,
-                "max_window_layers": 28, "layer_types": ["full_attention"] * 4, "tie_word_embeddings": True},
+                "no_rope_layer_interval": 4, "no_rope_layers": [1, 0, 1, 0], "use_sliding_window": False,
+                "sliding_window": None, "max_window_layers": 28, "tie_word_embeddings": True,
+                "layer_types": ["full_attention"] * 4},
     "qwen2": {**LLAMA, "num_hidden_layers": 3, "rope_theta": 1000000.0, "use_sliding_window": True,
               "sliding_window": 8, "max_window_layers": 1, "use_mrope": False},
     "qwen3": {**LLAMA, "head_dim": 6, "rope_theta": 1000000, "use_sliding_window": False, "sliding_window": None,
@@ -331,7 +332,6 @@ def test_states_and_logits(model_type, small, tmp_path):
         pair = check_decoder(tmp_path / "decoder", config, small)
         save_pretrained(tmp_path / "again", pair)
         again = json.loads((tmp_path / "again" / "config.json").read_text())["decoder"]
-        assert config.items() <= {**again, "is_decoder": config.get("is_decoder")}.items() | config.items()
         assert {k: again[k] for k in config if k not in ("is_decoder", "is_encoder_decoder")} == {
             k: v for k, v in config.items() if k not in ("is_decoder", "is_encoder_decoder")
         }
