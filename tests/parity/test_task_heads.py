@@ -29,7 +29,7 @@ LEFT_OUT = {"JevForDecision"}
 
 def classes():
     """Case's name and class, for every class with a head that transformers has for a supported model_type."""
-    cases = {}
+    cases, there = {}, set(dir(transformers))  # hasattr would import every class
     for name, (kind, _) in models.CASES.items():
         cases.setdefault(kind, name)
     found = {("gpt2", "GPT2DoubleHeadsModel")}
@@ -37,7 +37,7 @@ def classes():
         if mapping.startswith("MODEL_FOR_") and mapping.endswith("_MAPPING_NAMES"):
             for kind, names in getattr(modeling_auto, mapping).items():
                 names = (names,) if isinstance(names, str) else names
-                found.update((cases[kind], n) for n in names if kind in cases and hasattr(transformers, n))
+                found.update((cases[kind], n) for n in names if kind in cases and n in there)
     return sorted((case, cls) for case, cls in found if cls not in LEFT_OUT)
 
 
