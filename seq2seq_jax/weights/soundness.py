@@ -16,8 +16,8 @@ QUANTISED = re.compile(
     r".*\.(absmax|quant_map|nested_absmax|quant_state(\..*)?|SCB|weight_format|qweight|qzeros|g_idx|weight_packed"
     r"|weight_scale(_inv)?|weight_zero_point|tensor_impl\..*)"
 )
-# The bits of an exponent that only infinities and NaN have.
 PART = 2**20  # numbers looked at together, so that no second tensor is held
+# The bits of an exponent that only infinities and NaN have.
 EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 
 
