@@ -2,7 +2,7 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, rotary, take
+from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, rotary, take
 
 
 def from_hf(hf, role):
@@ -39,4 +39,5 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "nomic_bert.")},
+    aside={"encoder": BERT_POOLER},
 )

@@ -72,6 +72,12 @@ class Side:
         family = FAMILIES[self.config.family]
         return (*((family.whole.prefixes[self.role],) if self.whole else ()), *family.prefixes[self.role])
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Prefixes that only the other half of a model of the family has, whose names may be alike."""
+        others = {p for role, prefixes in FAMILIES[self.config.family].prefixes.items() for p in prefixes if p}
+        return tuple(others - set(self.prefixes))
+
     def bases(self) -> Iterator[str]:
         """Names of the base model's tensors, without a prefix."""
         for each in FAMILIES[self.config.family].rules(self.config):

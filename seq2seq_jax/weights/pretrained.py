@@ -303,7 +303,8 @@ def _rooted(checkpoint: Any, hf: Mapping[str, Any], sides: Mapping[str, Side], p
     check_not_quantised(checkpoint, hf, checkpoint.directory)
     wanted = [name for side in sides.values() for name in side.wanted()]
     what = f"{hf['model_type']} {part}"
-    return rooted(checkpoint, wanted, what, part, report)
+    elsewhere = sides[part].elsewhere if part in sides else ()
+    return rooted(checkpoint, wanted, what, part, report, elsewhere)
 
 
 def _with_head_of(hf: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:

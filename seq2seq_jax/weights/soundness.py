@@ -16,6 +16,7 @@ QUANTISED = re.compile(
     r".*\.(absmax|quant_map|nested_absmax|quant_state(\..*)?|SCB|weight_format|qweight|qzeros|g_idx|weight_packed"
     r"|weight_scale(_inv)?|weight_zero_point|tensor_impl\..*)"
 )
+PART = 2**20  # numbers looked at together, so that no second tensor is held
 # The bits of an exponent that only infinities and NaN have.
 EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 
@@ -44,7 +45,9 @@ def count_not_finite(tensor: np.ndarray) -> int:
     """How many numbers are NaN or infinite; one pass where none is."""
     bits = EXPONENTS.get(tensor.dtype)
     if bits is not None:
-        return int(np.count_nonzero((tensor.view(np.uint16) & bits) == bits))
+        words = tensor.view(np.uint16).reshape(-1)
+        parts = (words[i : i + PART] for i in range(0, words.size, PART))
+        return sum(int(np.count_nonzero((part & bits) == bits)) for part in parts)
     # NaN and infinities stay in a sum; a sum that overflows is looked at again.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(tensor.sum()):

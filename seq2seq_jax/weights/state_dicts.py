@@ -98,17 +98,20 @@ class UnderRoot:
         return self._checkpoint.file_of(self._root + name)
 
 
-def rooted(checkpoint: Any, wanted: Iterable[str], what: str, part: str, report: Report) -> Any:
+def rooted(
+    checkpoint: Any, wanted: Iterable[str], what: str, part: str, report: Report, elsewhere: tuple[str, ...] = ()
+) -> Any:
     """The checkpoint as it is if it holds `wanted` names, else what it holds under the prefix where they lie.
 
     Args:
       wanted: names of which some must be there. what: whose they are, for messages. part: likewise, for the report.
+      elsewhere: ends of prefixes under which something else lies that has such names (a model's other half).
 
     Raises:
       ValueError: if they lie nowhere, or under two prefixes of which neither holds the other.
     """
     names, wanted = list(checkpoint), list(wanted)
-    root = _root(names, wanted, what, checkpoint.directory)
+    root = _root(names, wanted, what, checkpoint.directory, elsewhere)
     if not root:
         return checkpoint
     report.note(f"{checkpoint.directory.name}: the names of the {what} begin with {root!r}, which is left out")
@@ -118,11 +121,12 @@ def rooted(checkpoint: Any, wanted: Iterable[str], what: str, part: str, report:
     return UnderRoot(checkpoint, root)
 
 
-def _root(names: list[str], wanted: list[str], what: str, directory: Path) -> str:
+def _root(names: list[str], wanted: list[str], what: str, directory: Path, elsewhere: tuple[str, ...]) -> str:
     known, counts = frozenset(wanted), Counter()
     for name in names:
         starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
         counts.update(name[:start] for start in starts if name[start:] in known)
+    counts = Counter({root: count for root, count in counts.items() if not root or not root.endswith(elsewhere)})
     if counts[""]:
         return ""
     if not counts.total():

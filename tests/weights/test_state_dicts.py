@@ -131,6 +131,13 @@ def test_wrappers_of_torch(plain, tmp_path):
         assert sorted(Checkpoint(tmp_path, notes.append)) == names and notes
 
 
+def test_half_of_the_other_role(plain, tmp_path):
+    """BART's decoder has all names of an encoder, and is none."""
+    decoder = {n: v for n, v in plain["whole"][0].items() if n.startswith("model.decoder.")}
+    write(tmp_path, {n: v for n, v in decoder.items() if "encoder_attn" not in n}, BART)
+    refused("no tensor of a bart encoder is there", from_encoder_decoder_pretrained, tmp_path, tmp_path)
+
+
 def test_bad_names(plain, tmp_path):
     content, config = plain["encoder"]
     load_it = lambda: from_encoder_decoder_pretrained(tmp_path, tmp_path, **TOKENS)
