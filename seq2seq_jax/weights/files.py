@@ -46,6 +46,8 @@ def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB
         return path
     if path.exists():
         raise FileNotFoundError(f"{name!r} is a file; give the directory that holds it")
+    if path.suffix == ".gguf":
+        raise FileNotFoundError(f"there is no file {name!r}; give the path of a .gguf file on disk")
     # "owner/name" of the hub has a separator too: it is taken for a path where the owner is a directory here.
     local = isinstance(path_or_id, os.PathLike) or (len(path.parts) > 1 and path.parent.is_dir())
     if local or not HUB_ID.fullmatch(name):

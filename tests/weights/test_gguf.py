@@ -247,6 +247,10 @@ def test_unsupported(arch, settings, tensors, message, tmp_path):
     refused(message, lambda: (read_config(file), open_checkpoint(file)))
 
 
+def test_missing_file(llama):
+    refused("there is no file 'missing.gguf'; give the path", from_encoder_decoder_pretrained, llama, "missing.gguf")
+
+
 def test_parts(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m-00001-of-00003.gguf", "llama")
     writer.add_uint16("split.count", 3)
