@@ -13,9 +13,10 @@ transformers = pytest.importorskip("transformers")
 import family_models as models  # noqa: E402
 import ladder  # noqa: E402
 import torch_models  # noqa: E402
-from transformers import AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
 from transformers.modeling_outputs import BaseModelOutput  # noqa: E402
 
+from seq2seq_jax.families.registry import from_hf  # noqa: E402
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -198,3 +199,32 @@ def check_decoding_and_gradient(pair, given, expected):
     loss = lambda params: pair.model.apply({"params": params}, IDS, MASK, labels=BATCH["labels"]).loss
     grads = jax.jit(jax.grad(loss))(pair.params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+# --- rows of the padding token, whose gradients test_families.py compares
+
+
+def torch_decoder(config):
+    maker = AutoModelForSeq2SeqLM if config.model_type in models.T5_ENCODERS else AutoModelForCausalLM
+    return maker.from_config(config)
+
+
+TORCH = {"encoder": AutoModel.from_config, "decoder": torch_decoder}
+PADS = {"as it is": {}, "negative": {"pad_token_id": -1}, "none": {"pad_token_id": None}}
+
+
+@pytest.mark.parametrize("pad", PADS)
+def test_padding_row_is_that_of_the_torch_class(pad):
+    differ = {}
+    for role, names in (("encoder", models.ENCODERS), ("decoder", models.DECODERS)):
+        for name in names:
+            try:
+                config = models.config_of(name, **PADS[pad])
+                model = TORCH[role](config)
+            except (AssertionError, TypeError, ValueError, RuntimeError):
+                continue  # torch makes no such model, or none that is not trained from a file
+            theirs = model.get_input_embeddings().padding_idx
+            ours = from_hf(config.to_dict(), role).padding_idx
+            if ours != theirs:
+                differ[role, name] = ours, theirs
+    assert not differ, differ
