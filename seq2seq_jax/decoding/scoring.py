@@ -88,7 +88,7 @@ def transition_scores(
 
     Args:
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens; None: all are.
-      sequences: int [batch * n, length], as `generate` returns them.
+      sequences: int [batch * n, length], as `generate` returns them; of prompts without pads before them.
       prompt_length: how many tokens were given, the start token included.
       eos_token_id, pad_token_id: as in `generate`; None: those of the model's config.
 
@@ -128,7 +128,7 @@ def cross_attentions(
 
     Args:
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens; None: all are.
-      sequences: int [batch * n, length], as `generate` returns them.
+      sequences: int [batch * n, length], as `generate` returns them; of prompts without pads before them.
 
     Raises:
       ValueError: for ids outside the vocabulary, or rows that do not go together.
