@@ -20,7 +20,6 @@ def from_hf(hf, role):
     if hf.get("conv_kernel_size") or hf.get("talking_head"):
         raise ValueError("conv_kernel_size and talking_head are not built; use a DeBERTa without them (v3 has none)")
     relative, size = None, hf["hidden_size"] // hf["num_attention_heads"]
-    size = size if first else hf.get("attention_head_size") or size
     if hf["relative_attention"]:
         farthest = hf["max_relative_positions"]
         relative = Disentangled(
@@ -34,7 +33,7 @@ def from_hf(hf, role):
         )
     count = 1 + ("c2p" in kinds) + ("p2c" in kinds)
     positions = "learned" if hf["position_biased_input"] else "none"
-    more = {"attention_key_bias": False} if first else {"head_dim": size}
+    more = {"attention_key_bias": False} if first else {}
     pattern = (LayerSettings(attention_scale=(size * count) ** -0.5),)
     more |= {"embedding_size": hf.get("embedding_size") or hf["hidden_size"]}
     if more["embedding_size"] != hf["hidden_size"]:

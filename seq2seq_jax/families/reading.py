@@ -14,7 +14,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
            "forced_eos_token_id")  # fmt: skip
 # Whole numbers that may be null, also where the class has a number.
 _MAYBE_WHOLE = ("num_key_value_heads", "head_dim", "sliding_window", "n_inner", "num_decoder_layers", "embedding_size",
-                "decoder_vocab_size", "word_embed_proj_dim", "attention_head_size", "global_attn_every_n_layers",
+                "decoder_vocab_size", "word_embed_proj_dim", "global_attn_every_n_layers",
                 "sliding_window_pattern", "max_window_layers", "no_rope_layer_interval")  # fmt: skip
 _MAYBE_NUMBER = ("final_logit_softcapping", "attn_logit_softcapping")
 _NULL_IS_DEFAULT = ("attention_dropout", "tie_word_embeddings", "rope_parameters")
