@@ -183,6 +183,8 @@ def test_log_probabilities_and_greedy_text_as_torch(pair, files, source, log_pro
 
     for prompt in PROMPTS:
         ids = tokenizer.encode([prompt])
+        if ids[0][0] != 1:  # a pair's output begins with its start token, which generate would put in front
+            ids[0].insert(0, 1)
         length = len(ids[0]) + 16
         ours = pair.generate(source[0][:1], source[1][:1], decoder_input_ids=np.array(ids), max_length=length)
         with torch.no_grad():
