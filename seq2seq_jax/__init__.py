@@ -24,12 +24,9 @@ from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_pretrained,
     from_pretrained,
     quantize,
-    save_decoder,
-    save_encoder,
-    save_orbax,
-    save_pretrained,
 )
 from seq2seq_jax.weights.resize import resize_token_embeddings
+from seq2seq_jax.weights.saving import save_decoder, save_encoder, save_orbax, save_pretrained
 
 __all__ = [
     "Alias",

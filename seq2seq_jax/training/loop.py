@@ -35,7 +35,7 @@ from seq2seq_jax.training.meter import Meter, Profile
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.weights.native import Store
-from seq2seq_jax.weights.pretrained import save_frame, save_pretrained
+from seq2seq_jax.weights.saving import save_frame, save_pretrained
 
 REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 

@@ -97,6 +97,9 @@ class UnderRoot:
     def file_of(self, name: str) -> Path:
         return self._checkpoint.file_of(self._root + name)
 
+    def origin(self, name: str) -> str:
+        return self._checkpoint.origin(self._root + name)
+
 
 def rooted(
     checkpoint: Any, wanted: Iterable[str], what: str, part: str, report: Report, elsewhere: tuple[str, ...] = ()

@@ -31,7 +31,8 @@ from seq2seq_jax.evaluation.mbr import minimum_bayes_risk
 from seq2seq_jax.evaluation.partial import directory_of
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.checkpoints import load_trained
-from seq2seq_jax.weights.pretrained import quantize, save_pretrained
+from seq2seq_jax.weights.pretrained import quantize
+from seq2seq_jax.weights.saving import save_pretrained
 
 ROOT = Path(__file__).parent.parent.parent
 # All sources fit the narrowest batch: each kind of search is compiled once, for the scripts too.

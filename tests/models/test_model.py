@@ -15,8 +15,9 @@ from seq2seq_jax.models import attention, layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.targets import shift_tokens_right
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, quantize, save_orbax, save_pretrained
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, quantize
 from seq2seq_jax.weights.resize import resize_token_embeddings
+from seq2seq_jax.weights.saving import save_orbax, save_pretrained
 
 BERT = {
     "model_type": "bert",

@@ -22,7 +22,7 @@ from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.checkpoints import load_trained
 from seq2seq_jax.weights.loading import abstract_params
-from seq2seq_jax.weights.pretrained import save_pretrained
+from seq2seq_jax.weights.saving import save_pretrained
 
 WORK, NAME = Path(sys.argv[1]), sys.argv[2]
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))

@@ -12,11 +12,8 @@ transformers = pytest.importorskip("transformers")
 import ladder  # noqa: E402
 import torch_models  # noqa: E402
 
-from seq2seq_jax.weights.pretrained import (  # noqa: E402
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-    save_pretrained,
-)
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.weights.saving import save_pretrained  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -21,13 +21,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDec
 from seq2seq_jax.families import registry as families  # noqa: E402
 from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
-from seq2seq_jax.weights.pretrained import (  # noqa: E402
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-    save_decoder,
-    save_encoder,
-    save_pretrained,
-)
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.weights.saving import save_decoder, save_encoder, save_pretrained  # noqa: E402
 
 pytestmark = pytest.mark.parity
 QUICK_ENCODERS = {"electra", "albert, groups", "mpnet", "deberta", "deberta-v3", "modernbert", "nomic_bert",

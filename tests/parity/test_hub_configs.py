@@ -22,11 +22,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from seq2seq_jax.families import registry as families  # noqa: E402
 from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
-from seq2seq_jax.weights.pretrained import (  # noqa: E402
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-    save_pretrained,
-)
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.weights.saving import save_pretrained  # noqa: E402
 
 pytestmark = pytest.mark.parity
 LENGTH = 40

@@ -12,7 +12,8 @@ import ladder  # noqa: E402
 import torch_models  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from seq2seq_jax.weights.pretrained import from_pretrained, save_pretrained  # noqa: E402
+from seq2seq_jax.weights.pretrained import from_pretrained  # noqa: E402
+from seq2seq_jax.weights.saving import save_pretrained  # noqa: E402
 
 pytestmark = pytest.mark.parity
 KINDS = ("bert", "gpt2", "bart")

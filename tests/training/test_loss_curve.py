@@ -10,7 +10,7 @@ import toy
 from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.training.loop import Run, train
-from seq2seq_jax.weights.pretrained import save_pretrained
+from seq2seq_jax.weights.saving import save_pretrained
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -17,7 +17,8 @@ from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.guard import Guard, judge
 from seq2seq_jax.training.loop import Stopped, train
 from seq2seq_jax.training.setup import make_training
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained, save_pretrained
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
+from seq2seq_jax.weights.saving import save_pretrained
 
 
 def training(pair, **values):

@@ -11,8 +11,8 @@ from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
-    save_pretrained,
 )
+from seq2seq_jax.weights.saving import save_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,9 @@ from checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, 
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.weights.files import Checkpoint
-from seq2seq_jax.weights.pretrained import (
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-    save_orbax,
-    save_pretrained,
-)
+from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained
 from seq2seq_jax.weights.resize import resize_token_embeddings
+from seq2seq_jax.weights.saving import save_orbax, save_pretrained
 
 
 @pytest.fixture(scope="module")

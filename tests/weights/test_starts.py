@@ -15,8 +15,8 @@ from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
-    save_pretrained,
 )
+from seq2seq_jax.weights.saving import save_pretrained
 
 IDS, OTHER = np.array([[3, 4, 5, 6]]), np.array([[9, 8, 7, 6]])
 

@@ -14,9 +14,9 @@ from seq2seq_jax.weights.pretrained import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
-    save_pretrained,
 )
 from seq2seq_jax.weights.report import Report
+from seq2seq_jax.weights.saving import save_pretrained
 from seq2seq_jax.weights.soundness import count_not_finite
 from seq2seq_jax.weights.state_dicts import rooted
 
