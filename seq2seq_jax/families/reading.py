@@ -70,7 +70,7 @@ def check_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
             wanted = None if value is None or _is_whole(value) else "a whole number, or null"
         elif name in _MAYBE_NUMBER:
             wanted = None if value is None or _is_number(value) else "a number from 0 up, or null"
-        elif default is None or isinstance(default, Mapping):
+        elif default is None or isinstance(default, Mapping | list | tuple):
             wanted = None
         elif isinstance(default, bool):
             wanted = None if value in (True, False) else "true or false"

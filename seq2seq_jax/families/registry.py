@@ -71,14 +71,17 @@ LEFT_OUT = {
 
 # The forms of config.json, by the version of transformers that wrote them, in which a model_type's states or logits are
 # compared with torch's (tests/parity/test_hub_configs.py and test_families.py).
-HUB_CONFIGS = dict.fromkeys((
+_BOTH_FORMS = (
     "bert", "ernie", "bert-generation", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm",
     "xlm-roberta-xl", "data2vec-text", "electra", "megatron-bert", "rembert", "roformer", "big_bird", "longformer",
     "distilbert", "albert", "mpnet", "deberta", "deberta-v2", "modernbert", "nomic_bert", "eurobert", "gpt2", "gpt-sw3",
     "gpt_bigcode", "bart", "mbart", "mvp", "plbart", "marian", "pegasus", "blenderbot", "blenderbot-small", "trocr",
     "xglm", "t5", "mt5", "umt5", "t5_gemma_module", "t5gemma", "opt", "gpt_neox", "llama", "mistral", "smollm3",
-    "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text",
-), ("4", "5"))  # fmt: skip
+    "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "modernbert-decoder", "phi3", "olmo2", "granite", "gptj",
+    "gpt_neo",
+)  # fmt: skip
+_NEW_FORM = ("t5gemma2_text", "t5gemma2_decoder", "t5gemma2")  # younger than transformers 5
+HUB_CONFIGS = {**dict.fromkeys(_BOTH_FORMS, ("4", "5")), **dict.fromkeys(_NEW_FORM, ("5",))}
 
 
 class Support(NamedTuple):

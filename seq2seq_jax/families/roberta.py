@@ -19,6 +19,8 @@ DEFAULTS = {**BERT_DEFAULTS, **TOKENS}
 def positions_from_ids(hf):
     """Token positions begin behind the pad token's row of the table."""
     pad = hf["pad_token_id"]
+    if pad is None:
+        raise ValueError("pad_token_id is null; give the pad token's id, behind whose row positions begin")
     return {
         "position_pad_id": pad,
         "position_offset": pad + 1,

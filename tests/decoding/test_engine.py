@@ -105,7 +105,7 @@ def test_a_callback_sees_the_output_grow(pair):
     np.testing.assert_array_equal(seen[-1], whole.sequences)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_clock_ends_all(pair, beams):
     settings = {"num_beams": beams, "eos_token_id": (), "criteria": []}
     whole, short = run(pair, **settings), run(pair, max_time=1e-6, **settings)

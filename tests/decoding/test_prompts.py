@@ -86,7 +86,7 @@ WAYS = {
     "contrastive": {"penalty_alpha": 0.6, "top_k": 3},
     "lookup": {"prompt_lookup_num_tokens": 3},
 }  # fmt: skip
-QUICK = ("max_length", "beam", "processors")
+QUICK = ("beam",)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,12 @@ def test_a_row_behind_pads_is_the_row_alone(pair, way):
     check_rows(pair, **length, **way)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in ("roberta", "llama") else pytest.mark.slow) for n in DECODERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "roberta" else pytest.mark.slow) for n in DECODERS])
 def test_positions_begin_behind_the_pads(name):
     check_rows(pair_of(name), rows=[0, 2], max_new_tokens=6, output_scores=True)
 
 
+@pytest.mark.slow
 def test_samples_behind_pads_are_the_row_s(pair):
     check_rows(pair, rows=[0], max_new_tokens=6, do_sample=True, rng=KEY, num_return_sequences=2)
 

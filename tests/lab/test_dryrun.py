@@ -55,11 +55,13 @@ def eight_devices(tmp_path_factory):
     return said, out, json.loads(output.read_text()) if output.exists() else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", HELD)
 def test_eight_devices(eight_devices, check):
     assert f"held: {check}" in eight_devices[0], eight_devices[0]
 
 
+@pytest.mark.slow
 def test_flops_agree(eight_devices):
     """By the shapes, and counted in the compiled step of 8 devices, whose loops run twice."""
     train = eight_devices[2]["train"]
@@ -67,6 +69,7 @@ def test_flops_agree(eight_devices):
     assert train["model_flops_all_chips"] < 0.8 * train["flops_all_chips"]
 
 
+@pytest.mark.slow
 def test_report(eight_devices):
     _, out, figures = eight_devices
     assert figures["mesh"] == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2} and figures["chips"] == 8
@@ -231,6 +234,7 @@ def test_flags_that_do_not_agree(flags, says):
     assert code != 0 and says in said
 
 
+@pytest.mark.slow
 def test_dtype_in_place_of_a_runs(tmp_path):
     output, small = tmp_path / "figures.json", json.dumps({**BERT, "num_hidden_layers": 1})
     flags = [

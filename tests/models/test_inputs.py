@@ -109,7 +109,10 @@ def test_encoder_outputs_in_every_form(pair):
         np.testing.assert_array_equal(given.encoder_last_hidden_state, states)
 
 
-@pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"penalty_alpha": 0.4, "top_k": 3}], ids=str)
+SLOW_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ({}, {"penalty_alpha": 0.4, "top_k": 3})]
+
+
+@pytest.mark.parametrize("way", [{"num_beams": 3}, *SLOW_WAYS], ids=str)
 def test_generate_from_states_and_embeddings(pair, way):
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
     states = pair.model.apply({"params": pair.params}, IDS, mask, method="encode")

@@ -213,19 +213,19 @@ def test_cached_equals_uncached_and_beams_keep_apart(pair, apply, monkeypatch, t
             np.testing.assert_allclose(logits[row, beam, : full.shape[0]], full, atol=1e-5 * float(np.abs(full).max()))
 
 
-def test_decoding_form_is_the_pair(pair):
+def test_decoding_form_is_the_pair(one):
     """The same numbers, and no second copy of the parameters."""
-    form = pair.for_decoding()
+    form = one.for_decoding()
     assert form.for_decoding() is form and decoding_params(form.model, form.params) is form.params
     source, target = ids(0, 2, 5), ids(1, 2, 4)
     shown = {"input_ids": source, "decoder_input_ids": target, "output_attentions": True, "output_hidden_states": True}
-    expected = pair.model.apply({"params": pair.params}, **shown)
+    expected = one.model.apply({"params": one.params}, **shown)
     found = form.model.apply({"params": form.params}, **shown)
     for asked, given in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(given, asked, rtol=1e-4, atol=1e-5)
     settings = {"num_beams": 2, "max_length": 6, "output_scores": True}
     np.testing.assert_array_equal(
-        form.generate(source, **settings).sequences, pair.generate(source, **settings).sequences
+        form.generate(source, **settings).sequences, one.generate(source, **settings).sequences
     )
 
 

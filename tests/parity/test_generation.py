@@ -54,7 +54,7 @@ KINDS = {
         **BEAMS,
     },
 }
-QUICK = ("greedy", "beam, several ends")
+QUICK = ("beam, several ends",)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,9 @@ def test_odd_values(file, said, tmp_path):
     pair = from_pretrained(file)
     assert (said is None and not pair.report.notes) or any(said in n for n in pair.report.notes), pair.report.notes
     settings = pair.generation_config
-    theirs = torch_generates(file) if not settings.suppress_tokens and settings.max_length == 12 else None
+    # torch takes any text for true, and lets ids of -1 suppress the last token.
+    alike = said != ODD["texts"][1] and not settings.suppress_tokens and settings.max_length == 12
+    theirs = torch_generates(file) if alike else None
     ours = np.asarray(pair.generate(BATCH["input_ids"], BATCH["attention_mask"]).sequences)
     if theirs is not None:
         expected = ladder.until_end(theirs, pair.config.eos_token_ids, pair.config.pad_token_id)

@@ -59,7 +59,7 @@ def start_is_pad(name, directory):
     return theirs, pad
 
 
-@pytest.mark.parametrize("name", quick(["bert", "gpt2", "roberta", "opt", "llama"], ("gpt2", "roberta")))
+@pytest.mark.parametrize("name", quick(["bert", "gpt2", "roberta", "opt", "llama"], ("roberta",)))
 def test_start_that_is_the_pad_token_is_seen(name, tmp_path):
     """As decoding sees it, packed too; as torch where it is told so, not as torch's own mask."""
     theirs, pad = start_is_pad(name, tmp_path)
@@ -105,7 +105,7 @@ def test_start_that_is_the_pad_token_is_seen(name, tmp_path):
 # --- states and embeddings in place of ids
 
 
-@pytest.mark.parametrize("name", quick(models.ENCODERS, ("roberta", "big_bird", "pegasus", "electra")))
+@pytest.mark.parametrize("name", quick(models.ENCODERS, ("roberta", "big_bird")))
 def test_encoder_embeddings(name, tmp_path):
     half, whole = models.encoder(name)
     whole.save_pretrained(tmp_path / "encoder")
@@ -122,7 +122,7 @@ def test_encoder_embeddings(name, tmp_path):
     ladder.close(ours[MASK == 1], theirs[MASK == 1], 1e-5, "hidden states")
 
 
-@pytest.mark.parametrize("name", quick(models.NATIVE, ("pegasus", "roberta")))
+@pytest.mark.parametrize("name", quick(models.NATIVE, ("pegasus",)))
 def test_states_and_decoder_embeddings(name, tmp_path):
     """torch's EncoderDecoderModel with encoder_outputs and decoder_inputs_embeds; both generate from states."""
     model = torch_pair("bert", name)
@@ -136,16 +136,16 @@ def test_states_and_decoder_embeddings(name, tmp_path):
         outputs = (torch.tensor(states),)
         given = {"attention_mask": mask, "decoder_inputs_embeds": torch.tensor(embeds)}
         theirs = model(encoder_outputs=outputs, **given).logits.numpy()
-        outputs = BaseModelOutput(last_hidden_state=torch.tensor(states))
+        outputs = lambda: BaseModelOutput(last_hidden_state=torch.tensor(states))  # generate repeats them in place
         written = [
-            model.generate(encoder_outputs=outputs, attention_mask=mask, max_length=8, num_beams=n).numpy()
+            model.generate(encoder_outputs=outputs(), attention_mask=mask, max_length=8, num_beams=n).numpy()
             for n in (1, 3)
         ]
     run = jax.jit(lambda params: pair.model.apply({"params": params}, None, MASK, encoder_outputs=(states,),
                                                   decoder_inputs_embeds=embeds).logits)  # fmt: skip
     ladder.close(run(pair.params), theirs, 1e-5, "logits")
     for n, sequences in zip((1, 3), written):
-        ours = pair.generate(encoder_outputs=outputs, attention_mask=MASK, max_length=8, num_beams=n)
+        ours = pair.generate(encoder_outputs=outputs(), attention_mask=MASK, max_length=8, num_beams=n)
         expected = ladder.until_end(sequences, (2,), 0)
         np.testing.assert_array_equal(np.asarray(ours.sequences), expected)
 
@@ -167,9 +167,7 @@ def overflowing(name, tmp_path):
     return model
 
 
-@pytest.mark.parametrize(
-    "name", quick(["t5", "t5, gated", "mt5", "umt5", "pegasus", "mbart"], ("t5, gated", "pegasus"))
-)
+@pytest.mark.parametrize("name", quick(["t5", "t5, gated", "mt5", "umt5", "pegasus", "mbart"], ("t5, gated",)))
 def test_float16_is_finite_where_torch_is(name, tmp_path):
     model = overflowing(name, tmp_path)
     given = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": np.abs(BATCH["labels"]) % 37}
@@ -210,6 +208,9 @@ def torch_decoder(config):
 
 
 TORCH = {"encoder": AutoModel.from_config, "decoder": torch_decoder}
+# Their positions begin behind the pad token, so they must have one.
+COUNTED_FROM_PAD = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "data2vec-text",
+                    "longformer")  # fmt: skip
 PADS = {"as it is": {}, "negative": {"pad_token_id": -1}, "none": {"pad_token_id": None}}
 
 
@@ -224,6 +225,10 @@ def test_padding_row_is_that_of_the_torch_class(pad):
             except (AssertionError, TypeError, ValueError, RuntimeError):
                 continue  # torch makes no such model, or none that is not trained from a file
             theirs = model.get_input_embeddings().padding_idx
+            if model.get_input_embeddings().padding_idx is None and name in COUNTED_FROM_PAD:
+                with pytest.raises(ValueError, match="pad_token_id is null; give the pad token's id"):
+                    from_hf(config.to_dict(), role)
+                continue
             ours = from_hf(config.to_dict(), role).padding_idx
             if ours != theirs:
                 differ[role, name] = ours, theirs

@@ -155,6 +155,24 @@ OLD: dict[str, dict] = {
     "qwen3": {**LLAMA, "head_dim": 6, "rope_theta": 1000000, "use_sliding_window": False, "sliding_window": None,
               "max_window_layers": 2, "attention_bias": False,
               "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "modernbert-decoder": {**EXTRA, "vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 4,
+                           "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 64,
+                           "hidden_activation": "gelu", "global_rope_theta": 80000.0, "local_rope_theta": 500.0,
+                           "global_attn_every_n_layers": 2, "local_attention": 8, "pad_token_id": 0,
+                           "cls_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2,
+                           "norm_eps": 1e-5, "decoder_bias": True, "classifier_bias": False},
+    "phi3": {**LLAMA, "rope_theta": 500.0, "partial_rotary_factor": 0.5, "pad_token_id": 0, "sliding_window": 8,
+             "original_max_position_embeddings": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_bias": False},
+    "olmo2": {**LLAMA, "rope_theta": 500000, "attention_bias": False, "pad_token_id": 0},
+    "granite": {**LLAMA, "rope_theta": 10000000.0, "attention_multiplier": 0.25, "embedding_multiplier": 12.0,
+                "residual_multiplier": 0.22, "logits_scaling": 8.0, "attention_bias": False, "mlp_bias": False},
+    "gptj": {**GPT2, "rotary": True, "rotary_dim": 4, "n_inner": None, "gradient_checkpointing": False,
+             "tie_word_embeddings": False, "scale_attn_weights": True},
+    "gpt_neo": {**EXTRA, "vocab_size": 37, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8,
+                "max_position_embeddings": 64, "attention_types": [[["global", "local"], 1]],
+                "attention_layers": ["global", "local"], "activation_function": "gelu_new", "embed_dropout": 0,
+                "resid_dropout": 0, "intermediate_size": None, "layer_norm_epsilon": 1e-5, "bos_token_id": 1,
+                "eos_token_id": 2},
     "gemma": {**GEMMA, "hidden_act": "gelu", "hidden_activation": None},
     "gemma2": {**GEMMA, "num_hidden_layers": 3, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
     "gemma3_text": {**GEMMA, "num_hidden_layers": 3, "rope_theta": 1000000, "rope_local_base_freq": 500,
@@ -225,7 +243,7 @@ VARIANTS = [
     ("marian", {"decoder_vocab_size": None, "share_encoder_decoder_embeddings": ...}),
 ]  # fmt: skip
 CLASSES = {"modernbert": "ModernBertForMaskedLM"}
-QUICK = {"llama", "gemma3_text", "gpt_neox", "modernbert", "bart"}
+QUICK = {"llama", "gemma3_text", "bart"}
 
 
 def raw_config(model_type: str, changes=()) -> dict:
@@ -381,8 +399,9 @@ def test_old_generation_settings(tmp_path):
 
 def test_every_supported_type_is_compared():
     """The README's column says which forms this module and test_families compare, and lacks no supported type."""
-    inner = {"t5_gemma_module"}  # the halves of t5gemma
-    compared = {"4": set(OLD) | inner, "5": {kind for kind, _ in models.CASES.values()} | inner}
+    halves = {"t5_gemma_module"}  # of t5gemma
+    newest = {kind for kind, _ in models.CASES.values()} | halves | {"t5gemma2_text", "t5gemma2_decoder"}
+    compared = {"4": set(OLD) | halves, "5": newest}
     said = {form: {t for t, forms in families.HUB_CONFIGS.items() if form in forms} for form in compared}
     assert said == compared
     assert set(families.BY_MODEL_TYPE) == set(families.HUB_CONFIGS)

@@ -7,6 +7,7 @@ from compilations import compiled
 from seq2seq_jax.training.loop import Stopped, train
 
 
+@pytest.mark.slow
 def test_a_run_makes_one_program_a_bucket(tmp_path):
     """Evaluations, checkpoints and their return add none."""
     work = toy.make(tmp_path)

@@ -45,6 +45,7 @@ def gradients(pair, batch, **values):
     return jax.jit(jax.value_and_grad(loss))(pair.params)
 
 
+@pytest.mark.slow
 def test_the_loss(pair, batch):
     """Smoothed, with z-loss, in tiles: what the logits give by hand, and no array of all logits."""
     options = {"label_smoothing": 0.2, "z_loss": 0.3}

@@ -170,6 +170,7 @@ LLAMA = {
 }
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_head(batch, tmp_path):
     """Of one that is not tied: by hand, its gradient too; exported, and read again."""
     pair = noisy(from_encoder_decoder_configs({**BERT, "num_hidden_layers": 1}, LLAMA, **TOKENS))

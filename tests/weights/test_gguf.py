@@ -109,7 +109,7 @@ def test_config_and_tensors(name, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [n if n == "qwen3" else pytest.param(n, marks=pytest.mark.slow) for n in RUN])
 def test_both_sides_as_torch(name, tmp_path):
     torch = pytest.importorskip("torch")
     model, _, _ = written(tmp_path / "model.gguf", name)

@@ -113,6 +113,7 @@ def test_config_and_tokenizer(files):
     assert tokenizer.vocab_size == 49152
 
 
+@pytest.mark.slow
 def test_knows_its_capital(pair, files, source, log_probabilities):
     ids, mask = pad(load_tokenizer(files[1]).encode(LAST), 2)
     found = np.asarray(log_probabilities(pair.params, *source, ids))
