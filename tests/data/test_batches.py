@@ -31,8 +31,9 @@ class Words:
             rows = [[98, *row[: None if max_length is None else max_length - 2], 99] for row in rows]
         return [row[:max_length] for row in rows]
 
-    def encode_and_count(self, texts, *, max_length, count_to=0, **options):
-        return self.encode(texts, max_length=max_length, **options), [len(text.split()) for text in texts]
+    def encode_and_count(self, texts, *, max_length, add_special_tokens=True, **_):
+        ids = self.encode(texts, max_length=max_length, add_special_tokens=add_special_tokens)
+        return ids, [len(text.split()) for text in texts]
 
 
 def encode(pairs, template=True, tokenizer=None, **settings):
