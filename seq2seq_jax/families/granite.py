@@ -12,6 +12,7 @@ def from_hf(hf, role):
         **settings,
         "layer_pattern": tuple(layers),
         "embedding_scale": float(hf["embedding_multiplier"]),
+        "scale_given_embeddings": True,
         "residual_scale": float(hf["residual_multiplier"]),
         "head_scale": 1.0 / hf["logits_scaling"],
     }

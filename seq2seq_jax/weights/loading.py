@@ -127,13 +127,20 @@ class Side:
         base = name.removeprefix(self.home)
         if any(re.fullmatch(p, base) for p in family.ignored):
             return "ignored", "by name"
-        if self.cut and any(
-            re.fullmatch(re.escape(r.torch).replace(r"\{layer\}", r"\d+"), base)
-            for r in family.rules(self.config)
-            if r.per_layer
-        ):
+        layers = [r for r in family.rules(self.config) if r.per_layer]
+        if self.cut and any(_names(r, base) for r in layers):
             return "cut", f"{self.config.num_layers} layers kept"
+        if self.role == "encoder" and "decoder" in family.prefixes:
+            crossed = family.rules(replace(self.config, cross_attention_size=self.config.hidden_size))
+            known = {r.torch for r in layers}
+            if any(r.torch not in known and _names(r, base) for r in crossed if r.per_layer):
+                return "other part", "a decoder's cross-attention"
         return None
+
+
+def _names(each: Rule, base: str) -> bool:
+    """Whether a rule of layers is about the tensor `base` of any layer."""
+    return re.fullmatch(re.escape(each.torch).replace(r"\{layer\}", r"\d+"), base) is not None
 
 
 def _has(layer: LayerSettings, path: str) -> bool:

@@ -54,7 +54,7 @@ def judged(kind, model, directory):
     if (
         kind == "decoder"
         and model.config.is_encoder_decoder
-        and model.config.model_type in ("t5gemma", "t5", "mt5", "umt5")
+        and model.config.model_type in ("t5gemma", "t5gemma2", "t5", "mt5", "umt5")
     ):
         load = transformers.AutoModelForSeq2SeqLM
     made, info = load.from_pretrained(directory / "tuned", output_loading_info=True)

@@ -108,7 +108,7 @@ def test_evaluate(trained, tmp_path):
                          "--limit=3", f"--output={tmp_path / 'scored'}")  # fmt: skip
     assert code == 0, err
     scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
-    assert scores["loss"] == pytest.approx(metrics(trained[0])[-1]["eval/loss"], rel=1e-5) and "bleu " in out
+    assert scores["loss"] == pytest.approx(metrics(trained[0])[-2]["eval/loss"], rel=1e-5) and "bleu " in out
     assert len((tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()) == 3
 
 

@@ -269,3 +269,15 @@ def test_save_file_reads_what_lies_in_memory():
 
         write_safetensors(Path(directory), iter([("a", view)]), "1GB")
         np.testing.assert_array_equal(tensors(Path(directory))["a"], view)
+
+
+@pytest.mark.parametrize("config, prefix", [(BERT, "bert."), (GPT2, "transformer.")], ids=["bert", "gpt2"])
+def test_a_decoder_serves_as_encoder(config, prefix, tmp_path):
+    """Its cross-attention is left aside, as torch leaves it; what is unknown stays an error."""
+    alone = standalone(tmp_path, make_pair(config, config), "decoder", config, prefix=prefix)
+    made = from_encoder_decoder_pretrained(alone, alone, **TOKENS)
+    parts = {entry.name for entry in made.report.of("other part", "encoder") if "cross" in entry.detail}
+    assert parts == {name for name in tensors(alone) if "cross" in name}
+    content = {**tensors(alone), f"{prefix}crossed.weight": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match="nothing is known about the tensor"):
+        from_encoder_decoder_pretrained(write(alone, content, None), alone, **TOKENS)
