@@ -73,7 +73,7 @@ def generate(
     processors: Sequence[Processor] = (),
     criteria: Sequence[Criterion] = (),
     allowed: TokenTrie | None = None,
-    prefix_allowed_tokens_fn: AllowedFunction | None = None,
+    prefix_allowed_tokens_fn: AllowedFunction | TokenTrie | None = None,
     tokenizer: Any = None,
     callback: Callable[[np.ndarray, int], None] | None = None,
     compact: bool = False,
@@ -103,8 +103,9 @@ def generate(
       processors: of your own, after those of the settings; criteria: of your own, for ends (decoding/logits.py).
       allowed: the only continuations of the prompt that there may be, compiled.
       prefix_allowed_tokens_fn: torch's: (row of the batch, ids int32 [length] so far, prompt without pads included) to
-        the ids that may follow. It is asked on the host for every hypothesis at every step, which is slow: give
-        `allowed` where a trie can say it. It must depend on its arguments only, and the mesh be one process's.
+        the ids that may follow. It is asked on the host for every hypothesis at every step, which is slow: a
+        TokenTrie in its place is compiled, as `allowed` is. It must depend on its arguments only, and the mesh be one
+        process's.
       tokenizer: of the target; needed with stop_strings and no_repeat_word_ngram_size.
       callback: is given the sequences so far, int32 [batch, n, capacity], and how many of their tokens count, every few
         tokens (greedy search and sampling).
@@ -115,10 +116,10 @@ def generate(
       ValueError: naming the argument at fault and what to give.
     """
     settings = (generation_config or GenerationConfig()).replace(**overrides)
+    allowed, prefix_allowed_tokens_fn = _trie_or_function(allowed, prefix_allowed_tokens_fn)
     given = {"processors": processors, "criteria": criteria, "tokenizer": tokenizer, "allowed": allowed, "rng": rng}
     given |= {"encoder_outputs": encoder_outputs, "inputs_embeds": inputs_embeds}
     _check(settings, rng, callback, model.config)
-    _check_function(prefix_allowed_tokens_fn)
     inputs = (input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, token_type_ids)
     with serving(prefix_allowed_tokens_fn) as asked:
         search = _search(model, params, *inputs, settings, asked=asked, **given)
@@ -438,14 +439,18 @@ def _check(settings: GenerationConfig, rng: jax.Array | None, callback: Callable
     )
 
 
-def _check_function(function: AllowedFunction | None) -> None:
+def _trie_or_function(trie: TokenTrie | None, function: AllowedFunction | TokenTrie | None) -> tuple:
+    """What is compiled, and what is asked on the host: a trie given for a function is compiled."""
     if isinstance(function, TokenTrie):
-        raise ValueError("prefix_allowed_tokens_fn is a function and was given a TokenTrie; give it as allowed=")
+        if trie is not None:
+            raise ValueError("allowed and prefix_allowed_tokens_fn are both tries; give one of them")
+        return function, None
     if function is not None and jax.process_count() > 1:
         raise ValueError(
             f"prefix_allowed_tokens_fn is asked by one process, and there are {jax.process_count()}; give a TokenTrie"
             " as allowed="
         )
+    return trie, function
 
 
 # The decoding form of the parameters used last: (model, weak references to the leaves, the tree).

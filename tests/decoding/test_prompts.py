@@ -119,7 +119,13 @@ def test_masks_that_are_none(pair, mask):
         run(pair, SOURCE[:2], decoder_input_ids=[[1, 5], [1, 6]], decoder_attention_mask=mask)
 
 
-def test_a_function_of_allowed_tokens_is_the_trie(pair):
+SLOW = [pytest.param(way, marks=pytest.mark.slow) for way in ({}, {"do_sample": True, "rng": KEY})]
+
+
+@pytest.mark.parametrize(
+    "way", [{"num_beams": 3, "num_return_sequences": 2}, *SLOW], ids=("beams", "greedy", "samples")
+)
+def test_a_function_of_allowed_tokens_is_the_trie(pair, way):
     sequences = [[5, 6, 7], [5, 8], [9, 10, 11, 12]]
     trie = TokenTrie.from_sequences(sequences, end=EOS)
     seen = set()
@@ -131,10 +137,13 @@ def test_a_function_of_allowed_tokens_is_the_trie(pair):
                      len(after) <= len(s)}  # fmt: skip
         return sorted(following) or [EOS, 50]
 
-    for way in ({}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "rng": KEY}):
-        ours = run(pair, prefix_allowed_tokens_fn=allowed, max_new_tokens=6, **way)
-        theirs = run(pair, allowed=trie, max_new_tokens=6, **way)
-        np.testing.assert_array_equal(ours.sequences, theirs.sequences)
+    ours = run(pair, prefix_allowed_tokens_fn=allowed, max_new_tokens=6, **way)
+    theirs = run(pair, allowed=trie, max_new_tokens=6, **way)
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences)
+    given = run(pair, prefix_allowed_tokens_fn=trie, max_new_tokens=6, **way)
+    np.testing.assert_array_equal(given.sequences, theirs.sequences)
+    with pytest.raises(ValueError, match="are both tries; give one of them"):
+        run(pair, prefix_allowed_tokens_fn=trie, allowed=trie, max_new_tokens=6)
     assert seen == {(row, np.ndarray, START) for row in range(3)}
 
 

@@ -181,12 +181,16 @@ def test_the_batch_is_the_runs(traced, batch):
     assert described(traced[0][0]) == described(run)
 
 
-@pytest.mark.parametrize("dtype, short", [("float32", set()), ("bfloat16", {"bf16"}), ("float16", {"f16"})])
+FLOAT16 = pytest.param("float16", {"f16"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("dtype, short", [("float32", set()), ("bfloat16", {"bf16"}), FLOAT16])
 def test_the_step_has_the_configs_dtype(traced, dtype, short):
     assert dry_trained(config_of(dtype=dtype)).dtype == dtype
     assert set(re.findall(r"\b(b?f16)\[", traced[0][1])) == short
 
 
+@pytest.mark.slow
 def test_what_a_step_holds(traced):
     """Moving averages and adapters too, which are all that is trained."""
     plain = dry_trained(config_of()).held

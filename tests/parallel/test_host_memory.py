@@ -23,6 +23,7 @@ print(int(kept), sorted(faults)[5])  # of most steps: the heap takes some to set
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_steps_use_the_memory_of_the_step_before():
     def faults(how):

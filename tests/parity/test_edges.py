@@ -121,6 +121,11 @@ def compare_generation(case, *, pad=0, mask=True, **settings):
     return expected
 
 
+def some_tokens(row, ids):
+    """Three, which differ from row to row and step to step; and the end."""
+    return [2, *(3 + (7 * int(ids[-1]) + row + len(ids) + k) % 30 for k in (0, 5, 11))]
+
+
 BEAMS = {"num_beams": 3, "max_length": 12}
 PROMPT = np.array([[5, 6], [7, 8], [9, 10]])
 SETTINGS = {
@@ -134,6 +139,7 @@ SETTINGS = {
     "several ends": {**BEAMS, "eos_token_id": (2, 9, 11)},
     "forced and penalised": {**BEAMS, "repetition_penalty": 1.7, "forced_bos_token_id": 7, "forced_eos_token_id": 5},
     "prompt": {**BEAMS, "decoder_input_ids": PROMPT},
+    "function of allowed tokens": {**BEAMS, "prefix_allowed_tokens_fn": some_tokens},
     "prompt with start": {**BEAMS, "decoder_input_ids": np.concatenate([np.ones((3, 1), int), PROMPT], 1)},
     "one new token": {"num_beams": 3, "max_new_tokens": 1},
     "greedy": {"max_length": 12, "min_length": 6, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
@@ -144,7 +150,15 @@ SETTINGS = {
 
 
 # `pytest -m slow` runs the others too.
-QUICK = {"early stopping, penalty", "never", "several ends", "prompt", "one new token", "no mask"}
+QUICK = {
+    "early stopping, penalty",
+    "function of allowed tokens",
+    "never",
+    "several ends",
+    "prompt",
+    "one new token",
+    "no mask",
+}
 
 
 @pytest.mark.parametrize(

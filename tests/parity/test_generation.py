@@ -54,7 +54,7 @@ KINDS = {
         **BEAMS,
     },
 }
-QUICK = ("beam, several ends",)
+QUICK = ()
 
 
 @pytest.fixture(scope="module")

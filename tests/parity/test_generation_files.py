@@ -56,6 +56,15 @@ UNLOADED = {
 }
 
 
+QUICK = ("temperature 0", "floats", "nulls", "texts", "unknown")
+
+
+def quick(cases):
+    """Parameters of a test; those beyond `QUICK` are slow."""
+    marks = {name: () if name in QUICK else pytest.mark.slow for name in cases}
+    return [pytest.param(case, case[1], id=name, marks=marks[name]) for name, case in cases.items()]
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     directory = tmp_path_factory.mktemp("base")
@@ -79,7 +88,7 @@ def torch_generates(directory, **settings):
         return model.generate(torch.tensor(BATCH["input_ids"]), attention_mask=mask, **settings).numpy()
 
 
-@pytest.mark.parametrize(("file", "said"), [(case, case[1]) for case in ODD.values()], ids=ODD, indirect=["file"])
+@pytest.mark.parametrize(("file", "said"), quick(ODD), indirect=["file"])
 def test_odd_values(file, said, tmp_path):
     pair = from_pretrained(file)
     assert (said is None and not pair.report.notes) or any(said in n for n in pair.report.notes), pair.report.notes

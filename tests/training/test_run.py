@@ -198,6 +198,7 @@ def test_evaluation_that_a_signal_put_off(work, whole, monkeypatch):
     assert open_store(run, "loss").best() == best == json.loads((run / "scores.json").read_text())["step"]
 
 
+@pytest.mark.slow
 def test_another_config_or_other_data(work, whole, tmp_path):
     with pytest.raises(ValueError, match=r"holds step 6 of a run with another config: dropout was 0\.1 and is 0\.2;"
                        r" optimizer\.learning_rate was 0\.001 and is 0\.01; set that back"):  # fmt: skip

@@ -93,6 +93,7 @@ def test_attention_dropout_alone(pair):
     assert acts and not training_model(pair.model, config())[1]
 
 
+@pytest.mark.slow
 def test_bfloat16_over_float32(pair, batch):
     """Products are in bfloat16; parameters, moments and gradients' sums stay in float32, and the loss is near."""
     made = training(pair, dtype="bfloat16", optimizer={"learning_rate": 1e-3})
