@@ -64,6 +64,7 @@ def test_logits_are_near(pair):
         assert {leaf.dtype for path, leaf in leaves if path.endswith("/kernel")} == {jnp.dtype("int8")}
 
 
+@pytest.mark.slow
 def test_a_pair_decodes_both_ways(pair):
     """Neither is served by what was made for the other."""
     settings = {"num_beams": 2, "max_length": 8}

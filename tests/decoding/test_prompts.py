@@ -97,7 +97,8 @@ def test_a_row_behind_pads_is_the_row_alone(pair, way):
     check_rows(pair, **length, **way)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "roberta" else pytest.mark.slow) for n in DECODERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECODERS)
 def test_positions_begin_behind_the_pads(name):
     check_rows(pair_of(name), rows=[0, 2], max_new_tokens=6, output_scores=True)
 

@@ -114,15 +114,20 @@ def config_of(**values):
     return from_mapping(TrainConfig, {"encoder": "x", "decoder": "x", "data": data, "num_steps": 1, **values})
 
 
+MORE_STEPS = [
+    (BERT, {"optimizer": {"freeze": ("encoder",)}}),
+    (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
+    (LLAMA, {"remat": "save_attention_out"}),
+    (LLAMA, {"remat": "save_mlp"}),
+]
+
+
 @pytest.mark.parametrize(
     "decoder, values",
     [
         (LLAMA, {"remat": "full"}),
-        (BERT, {"optimizer": {"freeze": ("encoder",)}}),
         (BERT, {"optimizer": {"freeze": (r".*\.layers",)}, "warm_start": {"tie_encoder_decoder": "embeddings"}}),
-        (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
-        (LLAMA, {"remat": "save_attention_out"}),
-        (LLAMA, {"remat": "save_mlp"}),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_STEPS),
     ],
 )
 def test_flops_of_the_traced_step(decoder, values):

@@ -43,6 +43,7 @@ def test_one_softmax_over_both(pair):
         assert not np.asarray(source)[1][..., BATCH["attention_mask"][1] == 0].any()
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(pair, gradient):
     model = pair.model.clone(remat="elementwise")
     grads = jax.jit(jax.grad(lambda p: model.apply({"params": p}, **BATCH).loss))(pair.params)

@@ -69,7 +69,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("batch", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param(b, id=n, marks=() if n.startswith("token types") else pytest.mark.slow) for n, b in CASES.items()],
+)
 def test_inputs(bert, batch):
     same(bert, batch)
 
@@ -153,11 +156,8 @@ SETTINGS = {
 QUICK = {
     "early stopping, penalty",
     "function of allowed tokens",
-    "never",
     "several ends",
     "prompt",
-    "one new token",
-    "no mask",
 }
 
 
@@ -169,7 +169,9 @@ def test_generation_settings(bert, settings):
     compare_generation(bert, **settings)
 
 
-@pytest.mark.parametrize("name", ["early stopping, penalty", "several ends", "greedy"])
+@pytest.mark.parametrize(
+    "name", ["several ends", *(pytest.param(n, marks=pytest.mark.slow) for n in ("early stopping, penalty", "greedy"))]
+)
 def test_generation_of_gpt2(gpt2, name):
     compare_generation(gpt2, **SETTINGS[name])
 

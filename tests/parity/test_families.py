@@ -25,10 +25,10 @@ from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from
 from seq2seq_jax.weights.saving import save_decoder, save_encoder, save_pretrained  # noqa: E402
 
 pytestmark = pytest.mark.parity
-QUICK_ENCODERS = {"albert, groups", "mpnet", "deberta-v3", "modernbert", "nomic_bert", "marian", "t5, gated"}
-QUICK_DECODERS = {"roberta", "gpt_bigcode", "umt5", "opt, narrow and post-norm", "gpt_neox", "gemma3"}
+QUICK_ENCODERS = {"albert, groups", "deberta-v3", "modernbert", "marian"}
+QUICK_DECODERS = {"roberta", "umt5", "gemma3"}
 QUICK_PAIRS = {("bert", "llama")}
-QUICK_WHOLE = {"mbart", "t5gemma2"}
+QUICK_WHOLE = {"mbart"}
 VOCABULARIES = (37, 37)
 
 
