@@ -277,7 +277,8 @@ class EncoderDecoder(nn.Module):
         return losses if weights is None else losses * weights
 
     def _not_padding(self, ids: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
-        """bool [batch, target]: which of the decoder's ids its self-attention sees. The first of an example is none."""
+        """bool [batch, target]: which of the decoder's ids its self-attention sees: all but pads, and the first
+        of each example in any case."""
         begins = jnp.arange(ids.shape[1])[None] == 0 if pack_ids is None else pack_begins(jnp.asarray(pack_ids))
         return (ids != self.config.pad_token_id) | begins
 
