@@ -19,7 +19,7 @@ OF_UPDATES = ("learning_rate", "learning_rate_scale", "weight_decay", "schedule"
 class GroupConfig:
     """One rule of `optimizer.groups`; what it leaves unset is as the optimizer's own fields say."""
 
-    match: str = setting(help="regular expression (re.match) of parameters' names: r'encoder\\.layers\\.[0-3]\\.'")
+    match: str = setting(help="regular expression (re.search) of parameters' names: r'encoder\\.layers\\.[0-3]\\.'")
     name: str | None = setting(None, help="what its metrics are called; unset: its expression")
     learning_rate: float | None = setting(None, help="instead of the optimizer's")
     learning_rate_scale: float | None = setting(None, help="factor on the optimizer's")
@@ -90,13 +90,13 @@ class OptimizerConfig:
     clip_norm: float | None = setting(1.0, help="the global norm of the gradient is cut to this; 0 or unset: it is not")
     freeze: tuple[str, ...] = setting(
         (),
-        help="""regular expressions; parameters whose name begins with a match ('encoder.embeddings') stay as they
-        are""",
+        help="""regular expressions (re.search); parameters whose name holds a match ('encoder.embeddings') stay as
+        they are""",
     )
     groups: tuple[GroupConfig | Mapping[str, Any], ...] = setting(
         (),
         help="""rules for parameters by their names (encoder.layers.3.self_attention.query.kernel), of which the first
-        that matches holds: mappings of match (a regular expression, from the name's start), name, learning_rate or
+        that matches holds: mappings of match (a regular expression, re.search), name, learning_rate or
         learning_rate_scale, weight_decay, schedule, warmup_steps, optimizer, freeze, unfreeze_step""",
     )
     layer_decay: float | None = setting(

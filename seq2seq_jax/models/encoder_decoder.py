@@ -74,8 +74,8 @@ class DecodeStep:
 class EncoderDecoder(nn.Module):
     """An encoder-decoder (transformers.EncoderDecoderModel).
 
-    Parameters are stored once: `apply` takes the tree without the tied copies and fills them, so gradients of a tied
-    parameter add up. `init` returns such a tree.
+    Parameters are stored once: the tree holds no tied copies, each method fills them in (models/ties.py), and gradients
+    of a tied parameter add up.
 
     Attributes:
       dtype: of the computation. param_dtype: of parameters made by `init`.
@@ -113,17 +113,7 @@ class EncoderDecoder(nn.Module):
     def aliases(self) -> tuple:
         return () if self.unrolled else ties.aliases(self.config)
 
-    def apply(self, variables: Mapping[str, Any], *args, **kwargs):
-        """linen's `apply`, after the tied parameters are filled in."""
-        filled = {**variables, "params": ties.fill(variables["params"], self.aliases)}
-        return super().apply(filled, *args, **kwargs)
-
-    def init(self, *args, **kwargs) -> dict[str, Any]:
-        """linen's `init`, without the tied copies."""
-        variables = super().init(*args, **kwargs)
-        variables = unfreeze(variables) if isinstance(variables, FrozenDict) else variables
-        return {**variables, "params": ties.strip(variables["params"], self.aliases)}
-
+    @ties.with_ties
     def __call__(
         self,
         input_ids=None,
@@ -253,6 +243,7 @@ class EncoderDecoder(nn.Module):
             cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
         )
 
+    @ties.with_ties
     def token_losses(
         self,
         *,
@@ -276,6 +267,11 @@ class EncoderDecoder(nn.Module):
         weights = spread_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
         return losses if weights is None else losses * weights
 
+    @ties.with_ties
+    def logits(self, states: jax.Array) -> jax.Array:
+        """float32 [..., padded_vocab_size], of the decoder's last states [..., hidden]."""
+        return self.decoder.logits(states)
+
     def _not_padding(self, ids: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
         """bool [batch, target]: which of the decoder's ids its self-attention sees: all but pads, and the first
         of each example in any case."""
@@ -296,6 +292,7 @@ class EncoderDecoder(nn.Module):
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
 
+    @ties.with_ties
     def encode(
         self,
         input_ids=None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import Alias, EncoderDecoderConfig, nearest
@@ -71,7 +74,9 @@ def fill(params: Mapping[str, Any], ties: tuple[Alias, ...]) -> dict[str, Any]:
                 f" {nearest(alias.source, {'/'.join(path) for path in flat})}"
             )
         for rest, value in found.items():
-            flat.setdefault(target + rest, value if alias.layers is None else value[slice(*alias.layers)])
+            if alias.layers is not None:  # through a box with logical axes, too
+                value = jax.tree.map(lambda rows, layers=slice(*alias.layers): rows[layers], value)
+            flat.setdefault(target + rest, value)
     return unflatten_dict(flat)
 
 
@@ -83,3 +88,27 @@ def strip(params: Mapping[str, Any], ties: tuple[Alias, ...]) -> dict[str, Any]:
         source, target = tuple(alias.source.split("/")), tuple(alias.target.split("/"))
         drop |= {target + rest for rest in _under(flat, source)}
     return unflatten_dict({path: value for path, value in flat.items() if path not in drop})
+
+
+def with_ties(method: Callable) -> Callable:
+    """A method of a module that sees the parameters of `self.aliases` filled in (flax.linen.map_variables).
+
+    The module's own tree holds each tied parameter once, whoever calls the method: `apply`, `bind`, a module that holds
+    this one. `init` makes such a tree. The gradient of a tied parameter is the sum over its uses.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: nn.Module, *args, **kwargs):
+        if not self.aliases or self.scope is None:
+            return method(self, *args, **kwargs)
+        on_params = lambda change: (
+            lambda collections: {
+                name: change(tree, self.aliases) if name == "params" else tree for name, tree in collections.items()
+            }
+        )
+        making = self.is_mutable_collection("params")
+        return nn.map_variables(method, "params", on_params(fill), on_params(strip), init=making, mutable=making)(
+            self, *args, **kwargs
+        )
+
+    return wrapped

@@ -157,7 +157,7 @@ def assign_groups(
     fixed = [GroupConfig(pattern.replace("/", r"\."), freeze=True) for pattern in config.freeze]
     every = [name for entry in names.values() for name in rows(entry)]
     for rule in fixed:
-        if not any(re.match(rule.match, name) for name in every):
+        if not any(re.search(rule.match, name) for name in every):
             raise ValueError(f"optimizer.freeze {rule.match!r} matches no parameter: {nearest(rule.match, every)}")
     if ADAPTERS in params:
         fixed.append(GroupConfig(rf"(?!{ADAPTERS}\.)", freeze=True))
@@ -191,7 +191,7 @@ def check_unfreezing(config: OptimizerConfig, num_steps: int) -> None:
 
 def _first(rules: tuple[GroupConfig, ...], name: str) -> int:
     for number, rule in enumerate(rules):
-        if re.match(rule.match, name):
+        if re.search(rule.match, name):
             return number
     raise ValueError(
         f"the parameter {name} is matched by none of optimizer.groups; add a last one, {{'match': '.*'}}, for the rest"

@@ -244,10 +244,9 @@ def test_decoding_form_is_not_stored(one, tmp_path):
 def test_few_tokens_meet_the_head_as_columns(one, monkeypatch):
     """The same logits, in another order of the product."""
     states = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, 12)), jnp.float32)
-    head = lambda model, x: model.decoder.logits(x)
 
     def lowered():
-        return jax.jit(lambda x: one.model.apply({"params": one.params}, x, method=head)).lower(states)
+        return jax.jit(lambda x: one.model.apply({"params": one.params}, x, method="logits")).lower(states)
 
     columns = lowered()
     monkeypatch.setattr(layers, "FEW_TOKENS", 5)

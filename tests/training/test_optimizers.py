@@ -112,7 +112,7 @@ GROUPS = (
     {"match": r"encoder\.layers\.[01]\.", "freeze": True},
     {"match": r"encoder\.layers\.2\.", "learning_rate": 3e-2, "schedule": "constant"},
     {"match": r"encoder\.", "learning_rate_scale": 0.5, "weight_decay": 0.3},
-    {"match": r".*\.bias$", "weight_decay": 0.0, "warmup_steps": 2},
+    {"match": r"\.bias$", "weight_decay": 0.0, "warmup_steps": 2},
     {"match": ".*"},
 )
 PARTS = ("self.*query/kernel", "mlp/up/bias", "decoder/embeddings/token/", "head/bias")
