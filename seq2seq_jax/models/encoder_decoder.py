@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from flax.core import FrozenDict, unfreeze
+from flax.core import FrozenDict
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.int8 import quantise
