@@ -27,10 +27,10 @@ from absl import app, flags, logging
 from seq2seq_jax.config import BLEU_TOKENIZERS, METRICS, ROUGE_TOKENIZERS, DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.evaluation.evaluate import evaluate
 from seq2seq_jax.evaluation.metrics import check_tokenizers
+from seq2seq_jax.inference.evaluate import evaluate
 from seq2seq_jax.parallel import multihost
-from seq2seq_jax.training.journal import say
+from seq2seq_jax.training.metric_writer import say
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
+sys.path.insert(0, str(ROOT))
 
-import ladder  # noqa: E402
-import torch_models  # noqa: E402
+from tests import ladder  # noqa: E402
+from tests.parity import torch_models  # noqa: E402
 
 # Small ones of each family in each role; the sizes of torch_models apply to what is not named.
 PAIRS = {

@@ -16,17 +16,17 @@ from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.decoding.scoring import ScoreOutput, cross_attentions, score, transition_scores
 from seq2seq_jax.families.registry import families
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput
+from seq2seq_jax.models.targets import shift_tokens_right
 from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.targets import shift_tokens_right
-from seq2seq_jax.weights.pretrained import (
+from seq2seq_jax.pretrained.pair import (
     Pretrained,
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
     quantize,
 )
-from seq2seq_jax.weights.resize import resize_token_embeddings
-from seq2seq_jax.weights.saving import save_decoder, save_encoder, save_orbax, save_pretrained
+from seq2seq_jax.pretrained.resize import resize_token_embeddings
+from seq2seq_jax.pretrained.saving import save_decoder, save_encoder, save_orbax, save_pretrained
 
 __all__ = [
     "Alias",

@@ -1,5 +1,4 @@
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,10 +9,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from hypothesis import settings
-
-# Shared helpers (ladder.py, torch_models.py) are plain modules beside the tests.
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "parity"), str(HERE / "decoding"), str(HERE / "weights"), str(HERE / "training")]
 
 # The same examples in every run: a failure can be repeated, and a run that passed passes again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seq2seq_jax.losses import IGNORED
+from seq2seq_jax.models.losses import IGNORED
 from seq2seq_jax.weights.loading import torch_tensors
 
 SGD_RATE, ADAMW = 0.1, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.98, "eps": 1e-3, "weight_decay": 0.01}

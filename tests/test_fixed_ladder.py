@@ -3,13 +3,12 @@
 
 import importlib.util
 
-import fixed
-import ladder
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from seq2seq_jax.weights.saving import save_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained
+from tests import fixed, ladder
 
 LIVE = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 pytestmark = pytest.mark.skipif(LIVE, reason="parity/test_ladder.py asks torch itself")

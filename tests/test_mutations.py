@@ -2,16 +2,15 @@
 
 import dataclasses
 
-import fixed
 import jax
 import jax.numpy as jnp
-import ladder
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import Alias
 from seq2seq_jax.models.attention import Attention
+from tests import fixed, ladder
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoints import BERT, make_pair, standalone
 
 from seq2seq_jax.families.registry import as_table
+from tests.weights.checkpoints import BERT, make_pair, standalone
 
 ROOT = Path(__file__).parent.parent
 NAME = "google-bert/bert-base-uncased"

@@ -10,7 +10,7 @@ import numpy as np
 
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.plan import BatchPlan, Bucket
-from seq2seq_jax.losses import IGNORED
+from seq2seq_jax.models.losses import IGNORED
 
 AHEAD = 4
 

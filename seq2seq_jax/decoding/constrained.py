@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from seq2seq_jax.decoding.beam_search import Beams, BeamSearch, best
 from seq2seq_jax.decoding.loop import NEVER, Rules, Source, greatest_length
-from seq2seq_jax.decoding.search import Beams, BeamSearch, best
 
 # On the score of a hypothesis that reached the greatest length without all that it should contain.
 UNMET = -1.0e6

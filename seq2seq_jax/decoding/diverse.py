@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from seq2seq_jax.decoding.beam_search import Beams, BeamSearch, spread
 from seq2seq_jax.decoding.loop import Source, take
-from seq2seq_jax.decoding.search import Beams, BeamSearch, spread
 
 
 @struct.dataclass

@@ -19,8 +19,8 @@ import numpy as np
 from seq2seq_jax.decoding import loop
 from seq2seq_jax.decoding.loop import Carry, Rules, Source, Strategy
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.axes import on_one_cpu
 from seq2seq_jax.parallel.multihost import to_host
-from seq2seq_jax.parallel.rules import on_one_cpu
 
 # Capacities are multiples of this; the first is FIRST, or what the greatest length needs if that is less.
 BUCKET, FIRST = 32, 64

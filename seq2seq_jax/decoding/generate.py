@@ -15,6 +15,7 @@ from flax import struct
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.automata import TokenTrie
+from seq2seq_jax.decoding.beam_search import BeamSearch
 from seq2seq_jax.decoding.constrained import ConstrainedBeamSearch
 from seq2seq_jax.decoding.contrastive import ContrastiveSearch
 from seq2seq_jax.decoding.diverse import DiverseBeamSearch
@@ -22,13 +23,12 @@ from seq2seq_jax.decoding.logits import Criterion, Processor
 from seq2seq_jax.decoding.lookup import PromptLookup
 from seq2seq_jax.decoding.loop import Rules, Source, Strategy
 from seq2seq_jax.decoding.prefix import AllowedFunction, serving
+from seq2seq_jax.decoding.processor_list import automata_of, criteria_of, limits_rows, processors_of, warpers_of
 from seq2seq_jax.decoding.sampling import Sampling
-from seq2seq_jax.decoding.search import BeamSearch
-from seq2seq_jax.decoding.settings import automata_of, criteria_of, limits_rows, processors_of, warpers_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.inputs import check_encoder
+from seq2seq_jax.models.targets import check_ids
 from seq2seq_jax.models.transformer import check_length
-from seq2seq_jax.targets import check_ids
 
 
 @struct.dataclass

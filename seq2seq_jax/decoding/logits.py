@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.parallel.rules import on_one_cpu
+from seq2seq_jax.parallel.axes import on_one_cpu
 
 # Scores that are looked at together where the highest are sought.
 BLOCK = 64

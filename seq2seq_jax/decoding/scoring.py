@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seq2seq_jax.losses import IGNORED, token_losses
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.inputs import check_side
-from seq2seq_jax.targets import check_ids
+from seq2seq_jax.models.losses import IGNORED, token_losses
+from seq2seq_jax.models.targets import check_ids
 
 # Sequences of like length share a compilation.
 BUCKET = 32

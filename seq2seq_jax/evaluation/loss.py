@@ -16,8 +16,8 @@ from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.losses import IGNORED
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.losses import IGNORED
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, shard_batch
 
 BUCKETS = 2

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
-from seq2seq_jax.weights.saving import save_pretrained
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained
 
 
 class LoadFigures(NamedTuple):

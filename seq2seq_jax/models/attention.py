@@ -13,7 +13,7 @@ from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.models.kernels import Segments, check_kernel, fused_attention
 from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection, summed_in_float32
 from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
-from seq2seq_jax.parallel.rules import constrain, on_one_cpu
+from seq2seq_jax.parallel.axes import constrain, on_one_cpu
 
 # Scores of so many bytes stay in a CPU's caches while they are worked on.
 CACHED_SCORES = 4 * 2**20

@@ -13,13 +13,13 @@ from flax import struct
 from flax.core import FrozenDict
 
 from seq2seq_jax.config import EncoderDecoderConfig
-from seq2seq_jax.int8 import quantise
-from seq2seq_jax.losses import IGNORED, cross_entropy, spread_weights
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.inputs import check_encoder, check_side
+from seq2seq_jax.models.int8 import quantise
 from seq2seq_jax.models.kernels import segments
 from seq2seq_jax.models.layers import Dtype, Projection
+from seq2seq_jax.models.losses import IGNORED, cross_entropy, spread_weights
 from seq2seq_jax.models.stack import (
     LayerOutput,
     Show,
@@ -29,8 +29,8 @@ from seq2seq_jax.models.stack import (
     to_int8,
     unstack_layers,
 )
+from seq2seq_jax.models.targets import check_ids, pack_begins, shift_tokens_right, wrap_tokens_right
 from seq2seq_jax.models.transformer import Transformer, join
-from seq2seq_jax.targets import check_ids, pack_begins, shift_tokens_right, wrap_tokens_right
 
 
 @struct.dataclass

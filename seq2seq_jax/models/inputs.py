@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.targets import check_ids
+from seq2seq_jax.models.targets import check_ids
 
 
 def check_side(

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from seq2seq_jax.config import ATTENTION_IMPLS, KERNEL_LENGTHS, TransformerConfig, nearest
-from seq2seq_jax.parallel.rules import fitting_spec, mesh_in_use
+from seq2seq_jax.parallel.axes import fitting_spec, mesh_in_use
 
 # Of queries and of keys in splash attention: the largest that divides the length.
 BLOCKS = (512, 256, KERNEL_LENGTHS["splash"])

@@ -14,9 +14,9 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.int8 import int8_product
-from seq2seq_jax.losses import chunked_token_losses, token_losses
-from seq2seq_jax.parallel.rules import constrain, on_one_cpu
+from seq2seq_jax.models.int8 import int8_product
+from seq2seq_jax.models.losses import chunked_token_losses, token_losses
+from seq2seq_jax.parallel.axes import constrain, on_one_cpu
 
 Dtype = Any
 LOWEST = float(jnp.finfo(jnp.float32).min)

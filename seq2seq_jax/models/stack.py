@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.config import REMATS, LayerSettings, TransformerConfig, nearest
-from seq2seq_jax.int8 import quantise
 from seq2seq_jax.models.attention import Attention, source_keys
 from seq2seq_jax.models.cache import Cache
+from seq2seq_jax.models.int8 import quantise
 from seq2seq_jax.models.kernels import Segments
 from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part, finite_in_float16, residual_dtype
 from seq2seq_jax.models.positions import Rotation
-from seq2seq_jax.parallel.rules import constrain
+from seq2seq_jax.parallel.axes import constrain
 
 # What the backward pass finds kept beside each layer's input; "none", which keeps everything, is not among them. Of the
 # kernels of attention only splash's gives its output to keep.

@@ -12,8 +12,8 @@ from seq2seq_jax.models.kernels import Segments, segments
 from seq2seq_jax.models.layers import Embeddings, Head, Norm, Part
 from seq2seq_jax.models.positions import Bias, RelativeTable, rotations
 from seq2seq_jax.models.stack import Context, LayerOutput, Show, Stack
-from seq2seq_jax.parallel.rules import constrain
-from seq2seq_jax.targets import pack_begins
+from seq2seq_jax.models.targets import pack_begins
+from seq2seq_jax.parallel.axes import constrain
 
 
 def counted_positions(real: jax.Array, pack_ids: jax.Array | None) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seq2seq_jax.parallel.rules import MESH_AXES, partition_spec
+from seq2seq_jax.parallel.axes import MESH_AXES, partition_spec
 
 # Axes that may go over slices, first those that talk least; tensor talks in every layer and stays in a slice.
 OVER_SLICES = ("replica", "data", "fsdp")

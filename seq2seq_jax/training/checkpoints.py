@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from seq2seq_jax.config import DataConfig, TrainConfig, from_mapping
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.parallel.multihost import barrier, is_first
+from seq2seq_jax.pretrained.pair import Pretrained, from_pretrained
 from seq2seq_jax.training.guard import Guard
 from seq2seq_jax.training.state import TrainState
-from seq2seq_jax.weights.native import Store
-from seq2seq_jax.weights.pretrained import Pretrained, from_pretrained
+from seq2seq_jax.training.store import Store
 
 CONFIG, FRAME, STORE, EXPORT = "config.json", "model", "checkpoints", "pretrained"
 LOWER_IS_BETTER = ("loss", "perplexity")

@@ -20,22 +20,22 @@ from seq2seq_jax.config import EncoderDecoderConfig, TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
-from seq2seq_jax.evaluation.evaluate import Evaluation, evaluate
 from seq2seq_jax.evaluation.metrics import check_tokenizers
+from seq2seq_jax.inference.evaluate import Evaluation, evaluate
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.host_memory import release_memory
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
+from seq2seq_jax.pretrained.saving import save_frame, save_pretrained
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
 from seq2seq_jax.training.groups import check_unfreezing
-from seq2seq_jax.training.journal import Journal, say
 from seq2seq_jax.training.meter import Meter, Profile
+from seq2seq_jax.training.metric_writer import Journal, say
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
 from seq2seq_jax.training.state import TrainState
-from seq2seq_jax.weights.native import Store
-from seq2seq_jax.weights.saving import save_frame, save_pretrained
+from seq2seq_jax.training.store import Store
 
 REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 

@@ -16,8 +16,8 @@ from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.parallel.chips import peak_flops
-from seq2seq_jax.training.journal import Journal, say
-from seq2seq_jax.weights.native import Store
+from seq2seq_jax.training.metric_writer import Journal, say
+from seq2seq_jax.training.store import Store
 
 # What a run does beside its steps. Waiting for data may cost nothing: the device works on the step before.
 LOSSES = ("compile", "data", "evaluation", "checkpoint")

@@ -26,17 +26,17 @@ from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import state_shardings
+from seq2seq_jax.pretrained.pair import (
+    Pretrained,
+    from_encoder_decoder_configs,
+    from_encoder_decoder_pretrained,
+)
 from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState, averages
 from seq2seq_jax.training.step import make_train_step
-from seq2seq_jax.weights.pretrained import (
-    Pretrained,
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-)
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seq2seq_jax.losses import IGNORED, spread_weights
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.parallel.rules import constrain
+from seq2seq_jax.models.losses import IGNORED, spread_weights
+from seq2seq_jax.parallel.axes import constrain
 from seq2seq_jax.training.groups import Groups
 from seq2seq_jax.training.guard import judge
 from seq2seq_jax.training.state import TrainState, update_average

@@ -22,7 +22,7 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.config.generation_files import check_as_torch, note_unknown
 from seq2seq_jax.families import registry
-from seq2seq_jax.parallel.rules import RULES
+from seq2seq_jax.parallel.axes import RULES
 from seq2seq_jax.weights.files import read_json
 from seq2seq_jax.weights.report import Report
 

@@ -22,8 +22,8 @@ from seq2seq_jax.families.rules import TRANSPOSE, Op, Rule, linear_rules, rule
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import layer_slot
+from seq2seq_jax.parallel.axes import partition_spec, shards
 from seq2seq_jax.parallel.multihost import to_host
-from seq2seq_jax.parallel.rules import partition_spec, shards
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.gguf_files import GgufCheckpoint
 from seq2seq_jax.weights.report import Report

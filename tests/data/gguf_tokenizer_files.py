@@ -3,12 +3,13 @@
 import io
 
 import pytest
-from tokenizer_layouts import TRAINING
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from tests.data.tokenizer_layouts import TRAINING
 
 pytest.importorskip("gguf")
 
-from gguf_writing import write_tokenizer
+from tests.weights.gguf_writing import write_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 TEXTS = [

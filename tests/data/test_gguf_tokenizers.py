@@ -1,10 +1,10 @@
 """Tokenizers of GGUF files: the ids and texts of transformers' reading of the same file."""
 
 import pytest
-from gguf_tokenizer_files import TEXTS, byte_pairs, sentence_pieces
-from tokenizer_layouts import CORPUS, assert_same
 
 from seq2seq_jax.data.text import load_tokenizer
+from tests.data.gguf_tokenizer_files import TEXTS, byte_pairs, sentence_pieces
+from tests.data.tokenizer_layouts import CORPUS, assert_same
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -61,7 +61,7 @@ def test_saved(make, tmp_path):
 
 
 def test_refused(tmp_path):
-    from gguf_writing import write_tokenizer
+    from tests.weights.gguf_writing import write_tokenizer
 
     with pytest.raises(ValueError, match=r"model.gguf: tokenizer.ggml.pre 'bloom' is not known \(default, gpt-2"):
         load_tokenizer(byte_pairs(tmp_path / "model.gguf", "bloom"))

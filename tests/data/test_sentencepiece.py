@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
-from tokenizer_layouts import CORPUS, TRAINING, assert_same, token, write_json
 
 from seq2seq_jax.data.text import Tokenizers, load_tokenizer
 from seq2seq_jax.weights.sentencepiece_model import read_sentencepiece
 from seq2seq_jax.weights.tokenizer_kinds import KINDS
+from tests.data.tokenizer_layouts import CORPUS, TRAINING, assert_same, token, write_json
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
-from tokenizer_layouts import (
+from tokenizers import models, processors
+
+from seq2seq_jax.data import text as text_module
+from seq2seq_jax.data.text import TARGET_FOLDER, load_tokenizer, pad
+from tests.data.tokenizer_layouts import (
     BART_TOKENS,
     BERT_TOKENS,
     CORPUS,
@@ -21,10 +25,6 @@ from tokenizer_layouts import (
     write_word_level,
     write_word_piece,
 )
-from tokenizers import models, processors
-
-from seq2seq_jax.data import text as text_module
-from seq2seq_jax.data.text import TARGET_FOLDER, load_tokenizer, pad
 
 MASK = token("<mask>", lstrip=True)
 LAYOUTS = {

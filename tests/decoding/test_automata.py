@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from kinds import jitted
 from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig
 from seq2seq_jax.decoding.automata import AhoCorasick, StopStrings, TokenTrie
 from seq2seq_jax.decoding.logits import View
-from seq2seq_jax.decoding.settings import automata_of, criteria_of
+from seq2seq_jax.decoding.processor_list import automata_of, criteria_of
 from seq2seq_jax.decoding.vocabulary import token_texts
+from tests.decoding.kinds import jitted
 
 
 class Backed:

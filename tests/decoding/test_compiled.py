@@ -9,13 +9,13 @@ import pytest
 
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding import generate as generation
+from seq2seq_jax.decoding.beam_search import BeamSearch
 from seq2seq_jax.decoding.generate import generate
 from seq2seq_jax.decoding.loop import Rules, Source
 from seq2seq_jax.decoding.processors import PaddedRows
 from seq2seq_jax.decoding.sampling import Sampling
-from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 
 WIDTH, HEADS, BATCH, BEAMS, BUCKET, SOURCE = 64, 4, 2, 4, 64, 40
 BERT = {

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import seq2seq_jax as s2s
-from seq2seq_jax.int8 import int8_product, quantise
+from seq2seq_jax.models.int8 import int8_product, quantise
 
 BERT = {
     "model_type": "bert",

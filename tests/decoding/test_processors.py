@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tokenizers
 from flax import struct
-from kinds import jitted
 from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf
@@ -18,6 +17,7 @@ from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.logits import View, highest, process
 from seq2seq_jax.decoding.loop import Rules
 from seq2seq_jax.decoding.vocabulary import token_texts
+from tests.decoding.kinds import jitted
 
 BANNED = -np.inf
 run = jitted(process)

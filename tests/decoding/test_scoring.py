@@ -5,10 +5,10 @@ import math
 import jax
 import numpy as np
 import pytest
-from checkpoints import BERT, GPT2, make_pair
 
 from seq2seq_jax.decoding import scoring
 from seq2seq_jax.decoding.scoring import cross_attentions, score, transition_scores, written
+from tests.weights.checkpoints import BERT, GPT2, make_pair
 
 # Two targets for each of two sources.
 IDS = np.array([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
@@ -111,10 +111,9 @@ def test_bad_input(pair):
 def test_equals_torch(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    import ladder
-    import torch_models
-
-    from seq2seq_jax.weights.pretrained import from_pretrained
+    from seq2seq_jax.pretrained.pair import from_pretrained
+    from tests import ladder
+    from tests.parity import torch_models
 
     theirs = torch_models.pair("bert", "gpt2", encoder_changes={"num_hidden_layers": 1})
     theirs.save_pretrained(tmp_path)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from markov import CAPACITY, EOS, PAD, START, VOCAB, NoCache, markov, prompt, random_table, rules, source
 
 from seq2seq_jax.decoding import loop
 from seq2seq_jax.decoding.automata import AhoCorasick
+from seq2seq_jax.decoding.beam_search import BeamSearch
 from seq2seq_jax.decoding.constrained import ConstrainedBeamSearch, shared_out
 from seq2seq_jax.decoding.contrastive import ContrastiveSearch
 from seq2seq_jax.decoding.diverse import DiverseBeamSearch
 from seq2seq_jax.decoding.lookup import PromptLookup
 from seq2seq_jax.decoding.sampling import Sampling
-from seq2seq_jax.decoding.search import BeamSearch
+from tests.decoding.markov import CAPACITY, EOS, PAD, START, VOCAB, NoCache, markov, prompt, random_table, rules, source
 
 
 def found(strategy, table, r, given=None, **model):

@@ -19,20 +19,20 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from checkpoints import BERT, make_pair
 
 from seq2seq_jax.config import GenerationConfig
 from seq2seq_jax.data.text import load_tokenizer, pad
 from seq2seq_jax.decoding.scoring import score
-from seq2seq_jax.evaluation.corpus import decode_texts
-from seq2seq_jax.evaluation.line_decoder import LineDecoder
-from seq2seq_jax.evaluation.lines import one_line
-from seq2seq_jax.evaluation.mbr import minimum_bayes_risk
-from seq2seq_jax.evaluation.partial import directory_of
+from seq2seq_jax.inference.corpus import decode_texts
+from seq2seq_jax.inference.line_decoder import LineDecoder
+from seq2seq_jax.inference.lines import one_line
+from seq2seq_jax.inference.mbr import minimum_bayes_risk
+from seq2seq_jax.inference.partial import directory_of
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.pretrained.pair import quantize
+from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.training.checkpoints import load_trained
-from seq2seq_jax.weights.pretrained import quantize
-from seq2seq_jax.weights.saving import save_pretrained
+from tests.weights.checkpoints import BERT, make_pair
 
 ROOT = Path(__file__).parent.parent.parent
 # All sources fit the narrowest batch: each kind of search is compiled once, for the scripts too.
@@ -81,7 +81,7 @@ def texts(work):
 # scripts/generate.py, which kills itself while it writes window 3.
 KILLED = """
 import os, runpy, signal, sys
-from seq2seq_jax.evaluation.partial import Partial
+from seq2seq_jax.inference.partial import Partial
 append = Partial.append
 def killed(self, number, content):
     if number == 3:

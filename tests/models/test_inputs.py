@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from checkpoints import BERT, GPT2, TOKENS, noisy
 
 from seq2seq_jax.decoding.scoring import score
-from seq2seq_jax.losses import spread_weights
 from seq2seq_jax.models.encoder_decoder import EncoderDecoderOutput
+from seq2seq_jax.models.losses import spread_weights
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.training.step import loss_and_grads
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
+from tests.weights.checkpoints import BERT, GPT2, TOKENS, noisy
 
 SMALL = {**BERT, "num_hidden_layers": 1}
 ROBERTA = {**SMALL, "model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1}

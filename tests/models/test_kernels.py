@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import BERT, GPT2, make_pair
 from jax.extend.core import jaxprs_in_params
 
 from seq2seq_jax.models import kernels
@@ -12,6 +11,7 @@ from seq2seq_jax.models.attention import attend
 from seq2seq_jax.training.flops import step_flops
 from seq2seq_jax.training.setup import check_backend
 from seq2seq_jax.training.step import loss_and_grads
+from tests.weights.checkpoints import BERT, GPT2, make_pair
 
 LENGTH = 128
 LONG = {"max_position_embeddings": LENGTH, "num_hidden_layers": 1, "vocab_size": 29}

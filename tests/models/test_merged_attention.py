@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import noisy
 
 import seq2seq_jax as s2s
-from seq2seq_jax.weights.saving import save_decoder
+from seq2seq_jax.pretrained.saving import save_decoder
+from tests.weights.checkpoints import noisy
 
 OWN = 7
 SIZES = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 6,

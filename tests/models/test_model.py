@@ -14,10 +14,10 @@ from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.models import attention, layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
-from seq2seq_jax.targets import shift_tokens_right
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, quantize
-from seq2seq_jax.weights.resize import resize_token_embeddings
-from seq2seq_jax.weights.saving import save_orbax, save_pretrained
+from seq2seq_jax.models.targets import shift_tokens_right
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, quantize
+from seq2seq_jax.pretrained.resize import resize_token_embeddings
+from seq2seq_jax.pretrained.saving import save_orbax, save_pretrained
 
 BERT = {
     "model_type": "bert",

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-from checkpoints import noisy
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import Bucket
+from seq2seq_jax.models.targets import shift_tokens_right, wrap_tokens_right
 from seq2seq_jax.models.transformer import counted_positions
-from seq2seq_jax.targets import shift_tokens_right, wrap_tokens_right
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from tests.weights.checkpoints import noisy
 
 TOKENS = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
 LONGEST = 9  # as many positions as a model has: a packed row, and even its tail, is longer
@@ -92,7 +92,7 @@ def test_packed_equals_unpacked(encoder, decoder):
 
 def family_cases():
     pytest.importorskip("torch")
-    import family_models
+    from tests.parity import family_models
 
     configs = {name: {"model_type": kind, **fields} for name, (kind, fields) in family_models.CASES.items()}
     return family_models, configs

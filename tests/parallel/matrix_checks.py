@@ -6,9 +6,8 @@ matrix_checks.py DIRECTORY MESH ...; a mesh is data x fsdp x tensor, or replica 
 import sys
 from pathlib import Path
 
-import steps
-
 import seq2seq_jax as s2s
+from tests.parallel import steps
 
 WORK = Path(sys.argv[1])
 AXES = ("replica", "data", "fsdp", "tensor")

@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import steps
 from jax.sharding import PartitionSpec as P
-from steps import flat, true_rows
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import DROPOUT_BITS
 from seq2seq_jax.models import kernels
 from seq2seq_jax.models.attention import attend
 from seq2seq_jax.models.layers import Dropout
+from seq2seq_jax.parallel.axes import constrain
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
-from seq2seq_jax.parallel.rules import constrain
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step import loss_and_grads, make_train_step
+from tests.parallel import steps
+from tests.parallel.steps import flat, true_rows
 
 WORK = Path(sys.argv[1])
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import toy
-from compilations import compiled
 
+from seq2seq_jax.pretrained.pair import from_pretrained
 from seq2seq_jax.training.loop import Stopped, train
-from seq2seq_jax.weights.pretrained import from_pretrained
+from tests.training import toy
+from tests.training.compilations import compiled
 
 WORK = toy.make(Path(sys.argv[1]))
 RUN = {"dropout": 0.0, "batch": {"size": 8, "buckets": 2}, "evaluation": {"every": 2}, "checkpoints": {"every": 3}}

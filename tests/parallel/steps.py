@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seq2seq_jax as s2s
+from seq2seq_jax.parallel.axes import partition_spec
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
-from seq2seq_jax.parallel.rules import partition_spec
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step import make_train_step
 from seq2seq_jax.weights.loading import leaves

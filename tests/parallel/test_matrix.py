@@ -1,7 +1,8 @@
 """Every kind of mesh takes the steps of one device."""
 
 import pytest
-from virtual_devices import said_by
+
+from tests.parallel.virtual_devices import said_by
 
 # data x fsdp x tensor, or replica x data x fsdp x tensor.
 MESHES = ("2x2x2", "8x1x1", "1x8x1", "1x1x4", "2x1x4", "2x2x2x1")

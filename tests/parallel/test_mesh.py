@@ -1,7 +1,8 @@
 """Many devices equal one."""
 
 import pytest
-from virtual_devices import said_by
+
+from tests.parallel.virtual_devices import said_by
 
 CHECKS = (
     "each device holds its part, the vocabulary padded",

@@ -1,9 +1,9 @@
 """Whole runs on several devices."""
 
 import pytest
-from virtual_devices import said_by
 
 from seq2seq_jax.config import MeshConfig
+from tests.parallel.virtual_devices import said_by
 
 RUNS = (
     "pmap",

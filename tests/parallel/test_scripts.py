@@ -1,7 +1,8 @@
 """Scripts whose pair is split over devices do what they do on one."""
 
 import pytest
-from virtual_devices import said_by
+
+from tests.parallel.virtual_devices import said_by
 
 CHECKS = {
     "generate": ("the output of one device", "the settings of one device, so that a partial output goes on"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import torch
-import torch_models
 import transformers
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.parity import torch_models
 
 transformers.logging.set_verbosity_error()
 

@@ -12,17 +12,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import family_models as models  # noqa: E402
-import ladder  # noqa: E402
-import torch_models  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
 
 from seq2seq_jax.families import registry as families  # noqa: E402
 from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
-from seq2seq_jax.weights.saving import save_decoder, save_encoder, save_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.saving import save_decoder, save_encoder, save_pretrained  # noqa: E402
+from tests import ladder  # noqa: E402
+from tests.parity import family_models as models  # noqa: E402
+from tests.parity import torch_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
 QUICK_ENCODERS = {"albert, groups", "deberta-v3", "modernbert", "marian"}

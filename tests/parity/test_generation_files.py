@@ -8,12 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import ladder  # noqa: E402
-import torch_models  # noqa: E402
-
 from seq2seq_jax.config import GenerationConfig, generation_from_hf  # noqa: E402
-from seq2seq_jax.weights.pretrained import from_pretrained  # noqa: E402
-from seq2seq_jax.weights.saving import save_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.pair import from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.saving import save_pretrained  # noqa: E402
+from tests import ladder  # noqa: E402
+from tests.parity import torch_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
 BATCH = ladder.random_batch((37, 39))

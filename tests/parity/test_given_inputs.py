@@ -10,15 +10,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import family_models as models  # noqa: E402
-import ladder  # noqa: E402
-import torch_models  # noqa: E402
 from huggingface_hub.errors import StrictDataclassError  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDecoderModel  # noqa: E402
 from transformers.modeling_outputs import BaseModelOutput  # noqa: E402
 
 from seq2seq_jax.families.registry import from_hf  # noqa: E402
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from tests import ladder  # noqa: E402
+from tests.parity import family_models as models  # noqa: E402
+from tests.parity import torch_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
 VOCABULARIES = (37, 37)

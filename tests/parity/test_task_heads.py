@@ -8,14 +8,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import family_models as models  # noqa: E402
-import torch_models  # noqa: E402
 from flax.traverse_util import flatten_dict  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 from seq2seq_jax.families import registry  # noqa: E402
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained  # noqa: E402
 from seq2seq_jax.weights.initialization import MAY_BE_NEW  # noqa: E402
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained  # noqa: E402
+from tests.parity import family_models as models  # noqa: E402
+from tests.parity import torch_models  # noqa: E402
 
 pytestmark = pytest.mark.parity
 # What shows a rule of its own: a pooler that belongs to the head, two heads, another prefix, halves, an untied head.

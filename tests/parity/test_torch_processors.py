@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tokenizers  # noqa: E402
-from kinds import jitted  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers.generation import logits_process, stopping_criteria  # noqa: E402
 from transformers.generation.logits_process import LogitsProcessorList, PrefixConstrainedLogitsProcessor  # noqa: E402
@@ -20,7 +19,8 @@ from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_
 from seq2seq_jax.decoding import warpers  # noqa: E402
 from seq2seq_jax.decoding.automata import StopStrings, TokenTrie  # noqa: E402
 from seq2seq_jax.decoding.logits import View, process  # noqa: E402
-from seq2seq_jax.decoding.settings import processors_of, warpers_of  # noqa: E402
+from seq2seq_jax.decoding.processor_list import processors_of, warpers_of  # noqa: E402
+from tests.decoding.kinds import jitted  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

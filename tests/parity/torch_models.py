@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-import ladder
 import numpy as np
 import torch
 import transformers
@@ -20,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Model,
 )
+
+from tests import ladder
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 transformers.logging.set_verbosity_error()

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from checkpoints import BERT, TOKENS
 
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from tests.weights.checkpoints import BERT, TOKENS
 
 
 @pytest.fixture(scope="module")

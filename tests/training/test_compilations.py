@@ -1,10 +1,10 @@
 """One program for each shape of batches."""
 
 import pytest
-import toy
-from compilations import compiled
 
 from seq2seq_jax.training.loop import Stopped, train
+from tests.training import toy
+from tests.training.compilations import compiled
 
 
 @pytest.mark.slow

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 
 from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.training.loop import Run, train
-from seq2seq_jax.weights.saving import save_pretrained
+from tests.training import toy
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from checkpoints import BERT, TOKENS
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import GroupConfig, LayerSettings, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import scan_plan, unstack_layers
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.training.configs import train_config
 from seq2seq_jax.training.groups import assign_groups, check_unfreezing
 from seq2seq_jax.training.names import depth_factor, parameter_names
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs
+from tests.weights.checkpoints import BERT, TOKENS
 
 STEPS = 3
 

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import toy
 
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import Stopped, train
+from tests.training import toy
 
 # Rows are longer than the 16 positions of the toy BERT.
 PACKED = {"packing": True, "pack_source_length": 28, "pack_target_length": 10}

@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import toy
 
+from seq2seq_jax.pretrained.pair import from_pretrained
 from seq2seq_jax.training.loop import train
-from seq2seq_jax.weights.pretrained import from_pretrained
+from tests.training import toy
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import toy
-from checkpoints import equal
 
 import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
+from seq2seq_jax.pretrained.pair import from_pretrained
 from seq2seq_jax.training.checkpoints import claim, load_trained, open_store
 from seq2seq_jax.training.loop import Stopped, train
-from seq2seq_jax.weights.pretrained import from_pretrained
+from tests.training import toy
+from tests.weights.checkpoints import equal
 
 ROOT = Path(__file__).parent.parent.parent
 

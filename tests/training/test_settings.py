@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import BERT
 from jax.extend.core import jaxprs_in_params
 
 from seq2seq_jax.config import REMATS, TrainConfig, from_mapping
-from seq2seq_jax.losses import cross_entropy
+from seq2seq_jax.models.losses import cross_entropy
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.training.setup import make_training, training_model
+from tests.weights.checkpoints import BERT
 
 VOCAB = BERT["vocab_size"]
 

@@ -12,16 +12,16 @@ import jax
 import numpy as np
 import optax
 import pytest
-from checkpoints import BERT, TOKENS, make_pair, standalone
 
 from seq2seq_jax.config import OptimizerConfig, TrainConfig, from_mapping
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
 from seq2seq_jax.training.configs import describe, train_config
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step import loss_and_grads, make_train_step
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
+from tests.weights.checkpoints import BERT, TOKENS, make_pair, standalone
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = {

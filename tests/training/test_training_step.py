@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
-from checkpoints import BERT, TOKENS, equal, noisy
 from flax.traverse_util import flatten_dict
 
 import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import LoraConfig, OptimizerConfig, TrainConfig, from_mapping
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.training import checkpoints, lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.guard import Guard, judge
 from seq2seq_jax.training.loop import Stopped, train
 from seq2seq_jax.training.setup import make_training
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_configs, from_pretrained
-from seq2seq_jax.weights.saving import save_pretrained
+from tests.training import toy
+from tests.weights.checkpoints import BERT, TOKENS, equal, noisy
 
 
 def training(pair, **values):

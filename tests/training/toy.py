@@ -4,10 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from checkpoints import BERT as DEEPER
-from checkpoints import make_pair, standalone
-
 from seq2seq_jax.config import TrainConfig, from_mapping
+from tests.weights.checkpoints import BERT as DEEPER
+from tests.weights.checkpoints import make_pair, standalone
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]

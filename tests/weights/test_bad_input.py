@@ -5,14 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from checkpoints import BERT, GPT2, TOKENS, make_pair, standalone, tensors, write
 
-from seq2seq_jax.weights.pretrained import (
+from seq2seq_jax.pretrained.pair import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
 )
-from seq2seq_jax.weights.saving import save_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained
+from tests.weights.checkpoints import BERT, GPT2, TOKENS, make_pair, standalone, tensors, write
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-from checkpoints import BERT, make_pair, standalone
 
 from seq2seq_jax import from_encoder_decoder_pretrained, from_pretrained, save_pretrained
 from seq2seq_jax.families import registry
 from seq2seq_jax.weights.hf_config import overridden
+from tests.weights.checkpoints import BERT, make_pair, standalone
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 9, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
 LLAMA = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -8,14 +8,13 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
-import gguf_writing  # noqa: E402
-from checkpoints import write  # noqa: E402
-from gguf_writing import write_model  # noqa: E402
-
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.saving import save_decoder, save_pretrained  # noqa: E402
 from seq2seq_jax.weights.files import Checkpoint  # noqa: E402
 from seq2seq_jax.weights.gguf_files import open_checkpoint, read_config  # noqa: E402
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
-from seq2seq_jax.weights.saving import save_decoder, save_pretrained  # noqa: E402
+from tests.weights import gguf_writing  # noqa: E402
+from tests.weights.checkpoints import write  # noqa: E402
+from tests.weights.gguf_writing import write_model  # noqa: E402
 
 SIZES = {"vocab_size": 45, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "rms_norm_eps": 1e-5}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}

@@ -5,13 +5,13 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, tensors, write
 from flax.traverse_util import flatten_dict
 
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained
+from seq2seq_jax.pretrained.resize import resize_token_embeddings
+from seq2seq_jax.pretrained.saving import save_orbax, save_pretrained
 from seq2seq_jax.weights.files import Checkpoint
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained, from_pretrained
-from seq2seq_jax.weights.resize import resize_token_embeddings
-from seq2seq_jax.weights.saving import save_orbax, save_pretrained
+from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, tensors, write
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_renamed_fields_and_legacy_model_type(saved, tmp_path):
 
 
 def test_orbax_directory(saved, tmp_path):
-    from seq2seq_jax.weights.native import restore_params
+    from seq2seq_jax.pretrained.orbax import restore_params
 
     pair, directory = saved
     pair = from_pretrained(directory)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.data.text import load_tokenizer, pad
+from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained
 from seq2seq_jax.weights.gguf_files import read_config
-from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained
 
 pytest.importorskip("gguf")
 

@@ -5,18 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
-from checkpoints import BERT, GPT2, TOKENS, equal, make_pair, noisy, standalone, tensors, write
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import Alias
 from seq2seq_jax.models.stack import from_columns, scan_plan
-from seq2seq_jax.weights.initialization import align
-from seq2seq_jax.weights.pretrained import (
+from seq2seq_jax.pretrained.pair import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
     from_pretrained,
 )
-from seq2seq_jax.weights.saving import save_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.weights.initialization import align
+from tests.weights.checkpoints import BERT, GPT2, TOKENS, equal, make_pair, noisy, standalone, tensors, write
 
 IDS, OTHER = np.array([[3, 4, 5, 6]]), np.array([[9, 8, 7, 6]])
 

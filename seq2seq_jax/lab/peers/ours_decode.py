@@ -32,7 +32,7 @@ def decode(state, request):
 
 def corpus(state, request):
     from seq2seq_jax.data.text import Tokenizers  # the other kinds need less installed
-    from seq2seq_jax.evaluation.corpus import decode_ids
+    from seq2seq_jax.inference.corpus import decode_ids
 
     pair, setting = state
     tokenizers = Tokenizers.load(setting["directory"], setting["directory"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.losses import chunked_token_losses, cross_entropy, token_losses
+from seq2seq_jax.models.losses import chunked_token_losses, cross_entropy, token_losses
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((2, 5, 7)).astype(np.float32) * 3

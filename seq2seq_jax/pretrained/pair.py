@@ -20,12 +20,13 @@ from seq2seq_jax.decoding.generate import GenerateOutput, compile_generate, gene
 from seq2seq_jax.families import registry
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
-from seq2seq_jax.weights import hf_config, initialization, native
+from seq2seq_jax.pretrained import orbax
+from seq2seq_jax.pretrained.saving import ASIDE, EXTRAS
+from seq2seq_jax.weights import hf_config, initialization
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json
 from seq2seq_jax.weights.gguf_files import find_gguf, open_checkpoint, read_config
 from seq2seq_jax.weights.loading import Loader, Side
 from seq2seq_jax.weights.report import Report
-from seq2seq_jax.weights.saving import ASIDE, EXTRAS
 from seq2seq_jax.weights.soundness import check_not_quantised
 from seq2seq_jax.weights.state_dicts import rooted
 from seq2seq_jax.weights.tokenizer_files import plain_strings
@@ -121,8 +122,8 @@ def from_pretrained(
     generation, generation_source = hf_config.merged_generation(
         hf, directory / "generation_config.json", generation_config, report
     )
-    native_params = params_directory is not None or (directory / native.PARAMS).is_dir()
-    checkpoint = None if native_params else open_checkpoint(directory, report.note)
+    orbax_params = params_directory is not None or (directory / orbax.PARAMS).is_dir()
+    checkpoint = None if orbax_params else open_checkpoint(directory, report.note)
     config = _pair_config(hf, mesh, directory)
     if checkpoint is not None:
         checkpoint = _rooted(checkpoint, hf, _own_sides(config, checkpoint), "pair", report)
@@ -131,7 +132,7 @@ def from_pretrained(
     config = dataclasses.replace(config, **hf_config.pair_tokens(config, hf, generation, report))
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
     if checkpoint is None:
-        params = native.restore_params(Path(params_directory or directory), model, mesh=mesh, dtype=param_dtype)
+        params = orbax.restore_params(Path(params_directory or directory), model, mesh=mesh, dtype=param_dtype)
         extras = read_json(directory / EXTRAS)
         for path in flatten_dict(params, sep="/"):
             report.add(path.split("/")[0], path, "copied")

@@ -15,12 +15,13 @@ from safetensors.numpy import save_file
 from seq2seq_jax.families import registry
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.multihost import barrier, is_first
-from seq2seq_jax.weights import hf_config, native
+from seq2seq_jax.pretrained import orbax
+from seq2seq_jax.weights import hf_config
 from seq2seq_jax.weights.files import write_json, write_safetensors
 from seq2seq_jax.weights.loading import export_pieces, torch_tensors
 
 if TYPE_CHECKING:
-    from seq2seq_jax.weights.pretrained import Pretrained
+    from seq2seq_jax.pretrained.pair import Pretrained
 
 # Beside an Orbax checkpoint: the dtypes of its source, and the tensors that no forward pass reads.
 EXTRAS, ASIDE = "seq2seq_jax.json", "aside.safetensors"
@@ -171,7 +172,7 @@ def save_orbax(
     pretrained.check_stored("is not written")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    native.save_params(directory, pretrained.config, pretrained.params)
+    orbax.save_params(directory, pretrained.config, pretrained.params)
     save_frame(directory, pretrained, tokenizer=tokenizer, target_tokenizer=target_tokenizer)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seq2seq_jax.parallel.rules import constrain, fitting_spec, mesh_in_use, shards
+from seq2seq_jax.parallel.axes import constrain, fitting_spec, mesh_in_use, shards
 
 IGNORED = -100
 

@@ -6,7 +6,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq_jax.evaluation.mbr import minimum_bayes_risk, named_utility
+from seq2seq_jax.inference.mbr import minimum_bayes_risk, named_utility
 
 texts = st.lists(st.sampled_from(["a b c", "a b", "b a c d", "d", "", "a b c d e"]), min_size=1, max_size=6)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markov import CAPACITY, EOS, PAD, START, VOCAB, NoCache, markov, prompt, random_table, rules, source
 
 from seq2seq_jax.decoding import loop
+from seq2seq_jax.decoding.beam_search import BeamSearch
 from seq2seq_jax.decoding.sampling import Sampling
-from seq2seq_jax.decoding.search import BeamSearch
 from seq2seq_jax.decoding.warpers import Temperature, TopKTopP
+from tests.decoding.markov import CAPACITY, EOS, PAD, START, VOCAB, NoCache, markov, prompt, random_table, rules, source
 
 SEARCHES = {}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from seq2seq_jax.evaluation.evaluate import Evaluation, Sample
+from seq2seq_jax.inference.evaluate import Evaluation, Sample
 from seq2seq_jax.parallel.multihost import is_first
 
 METRICS, SAMPLES, TENSORBOARD = "metrics.jsonl", "samples.txt", "tensorboard"

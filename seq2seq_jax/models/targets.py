@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seq2seq_jax.losses import IGNORED
+from seq2seq_jax.models.losses import IGNORED
 
 
 def pack_begins(pack_ids: jax.Array) -> jax.Array:

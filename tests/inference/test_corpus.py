@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq_jax.config import GenerationConfig
-from seq2seq_jax.evaluation.corpus import Meter, decode_ids, decode_rows, padded_width, plan_batches
+from seq2seq_jax.inference.corpus import Meter, decode_ids, decode_rows, padded_width, plan_batches
 
 START, PAD, EOS = 1, 0, 2
 

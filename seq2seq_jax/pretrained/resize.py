@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 
 from seq2seq_jax.models import ties
-from seq2seq_jax.parallel.rules import RULES
-from seq2seq_jax.weights.pretrained import Pretrained
+from seq2seq_jax.parallel.axes import RULES
+from seq2seq_jax.pretrained.pair import Pretrained
 from seq2seq_jax.weights.report import Report
 
 SIDES = {"source": "encoder", "target": "decoder"}

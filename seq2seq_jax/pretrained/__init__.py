@@ -1,0 +1,1 @@
+"""The pair that people hold: load, join, resize, quantize, save."""
