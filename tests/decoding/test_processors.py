@@ -12,7 +12,7 @@ from flax import struct
 from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf
-from seq2seq_jax.decoding import processors, settings, warpers
+from seq2seq_jax.decoding import processor_list, processors, warpers
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.logits import View, highest, process
 from seq2seq_jax.decoding.loop import Rules
@@ -235,7 +235,7 @@ def test_rows_may_be_vmapped():
         sequence_bias=[([1, 2], 1.0), ([3], 0.5)], no_repeat_word_ngram_size=1, min_length=4,
         exponential_decay_length_penalty=(2, 1.2),
     )  # fmt: skip
-    made = settings.processors_of(
+    made = processor_list.processors_of(
         config, vocab_size=13, prompt_length=1, min_length=4, max_length=9, eos=(2,), tokenizer=word_piece()
     )
     lengths = jnp.array([2, 5, 8], jnp.int32)
@@ -291,7 +291,7 @@ def test_other_numbers_compile_nothing():
     for i in range(2):
         values = {name: pair[i] for name, pair in ALL.items()}
         config = GenerationConfig(num_beams=2, do_sample=True, **values)
-        made = settings.processors_of(
+        made = processor_list.processors_of(
             config,
             vocab_size=13,
             prompt_length=1,
@@ -302,28 +302,32 @@ def test_other_numbers_compile_nothing():
             tokenizer=tokenizer,
         )
         assert isinstance(made[-2], Shift) and isinstance(made[0], processors.PaddedRows)
-        made += settings.warpers_of(config, beams=2, eos=(2,))
+        made += processor_list.warpers_of(config, beams=2, eos=(2,))
         once(np.zeros((1, 2, 16), np.float32), view_of([[1, 3, 4], [1, 2, 3]]), made)
     assert once._cache_size() == 1
 
 
 def test_what_is_off_is_absent():
-    made = settings.processors_of(
+    made = processor_list.processors_of(
         GenerationConfig(), vocab_size=9, prompt_length=1, min_length=1, max_length=20, eos=(2,)
     )
     assert [type(one) for one in made] == [processors.PaddedRows]
     config = GenerationConfig(temperature=0.5, renormalize_logits=True)
-    assert settings.warpers_of(config, beams=1, eos=(2,)) == ()
-    made = settings.processors_of(config, vocab_size=9, prompt_length=1, min_length=1, max_length=20, eos=(2,))
+    assert processor_list.warpers_of(config, beams=1, eos=(2,)) == ()
+    made = processor_list.processors_of(config, vocab_size=9, prompt_length=1, min_length=1, max_length=20, eos=(2,))
     assert [type(one) for one in made] == [processors.PaddedRows, warpers.Renormalize]
-    assert isinstance(settings.warpers_of(config.replace(do_sample=True), beams=1, eos=())[-1], warpers.Renormalize)
+    assert isinstance(
+        processor_list.warpers_of(config.replace(do_sample=True), beams=1, eos=())[-1], warpers.Renormalize
+    )
     # Words are counted after that, or it would be undone.
     words = config.replace(no_repeat_word_ngram_size=3, num_beams=2)
     lengths = {"prompt_length": 1, "min_length": 1, "max_length": 20}
-    made = settings.processors_of(words, vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths)
+    made = processor_list.processors_of(words, vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths)
     assert [type(one) for one in made[1:]] == [warpers.Renormalize, processors.BlockRepeatedWords]
     with pytest.raises(ValueError, match="renormalize_logits"):
-        settings.processors_of(words.replace(do_sample=True), vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths)
+        processor_list.processors_of(
+            words.replace(do_sample=True), vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths
+        )
     # The same settings as torch writes them.
     assert generation_from_hf({"top_k": 0, "num_beam_groups": 1, "diversity_penalty": 0.0, "suppress_tokens": [],
         "bad_words_ids": None, "renormalize_logits": None, "typical_p": 1.0}) == GenerationConfig(top_k=0)  # fmt: skip
@@ -368,12 +372,12 @@ def test_settings_that_do_not_fit(name, value):
     lengths = {"prompt_length": 1, "min_length": 1, "max_length": 20}
     for tokenizer in (None, word_piece()):
         with pytest.raises(ValueError, match=name):
-            settings.processors_of(
+            processor_list.processors_of(
                 GenerationConfig(**{name: value}), vocab_size=9, eos=(2,), tokenizer=tokenizer, **lengths
             )
     with pytest.raises(ValueError, match="allowed has 9"):
         trie = TokenTrie.from_sequences([[1, 9], [3]], end=2)
-        settings.processors_of(GenerationConfig(), vocab_size=9, eos=(2,), allowed=trie, **lengths)
+        processor_list.processors_of(GenerationConfig(), vocab_size=9, eos=(2,), allowed=trie, **lengths)
 
 
 def test_searches_by_rules_of_other_kinds_are_other_programs():
