@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer, say
-from seq2seq_jax.lab.peers.systems import DTYPES, SYSTEMS
+from tools.benchmarks.peers.processes import Peer, say
+from tools.benchmarks.peers.systems import DTYPES, SYSTEMS
 
 REFERENCE = "torch"  # what times, and outputs, are compared with
 # Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.

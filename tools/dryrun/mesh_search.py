@@ -15,7 +15,13 @@ from jax.sharding import Mesh
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.plan import Bucket
-from seq2seq_jax.lab.dryrun import (
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.weights.loading import abstract_params
+from tools.benchmarks.peers.processes import say
+from tools.dryrun.chips import Chip
+from tools.dryrun.compile import (
     Bounds,
     TrainReport,
     abstract_model,
@@ -24,12 +30,6 @@ from seq2seq_jax.lab.dryrun import (
     check_config,
     dry_train,
 )
-from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.peers.processes import say
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.flops import step_flops
-from seq2seq_jax.weights.loading import abstract_params
 
 # Bytes of state beside the parameters, in parameters: AdamW's two moments, and the gradients.
 STATE = 3

@@ -25,8 +25,6 @@ from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.generate import rules_of, strategy_of
 from seq2seq_jax.decoding.loop import Source
-from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_hlo import Cost, Program, sizes_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.models.transformer import check_length
@@ -38,6 +36,8 @@ from seq2seq_jax.weights import hf_config
 from seq2seq_jax.weights.loading import abstract_params
 from seq2seq_jax.weights.pretrained import new_pair
 from seq2seq_jax.weights.report import Report
+from tools.dryrun.chips import Chip
+from tools.dryrun.hlo import Cost, Program, sizes_of
 
 # Of the schedule, where the config counts in epochs; no shape depends on it.
 STEPS = 1000

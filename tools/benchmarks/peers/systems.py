@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer, environment, say, written
+from tools.benchmarks.peers.processes import Peer, environment, say, written
 
 
 class Size(NamedTuple):

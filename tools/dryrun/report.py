@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from seq2seq_jax.config import TrainConfig
-from seq2seq_jax.lab.dryrun import (
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.setup import abstract_state, make_training
+from seq2seq_jax.weights.loading import abstract_params
+from tools.dryrun.chips import Chip
+from tools.dryrun.compile import (
     STEPS,
     Bounds,
     DecodeReport,
@@ -23,11 +27,7 @@ from seq2seq_jax.lab.dryrun import (
     dry_decode,
     dry_train,
 )
-from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_hlo import Cost
-from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.setup import abstract_state, make_training
-from seq2seq_jax.weights.loading import abstract_params
+from tools.dryrun.hlo import Cost
 
 GATHERED = "cache exchanged"
 

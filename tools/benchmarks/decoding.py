@@ -13,9 +13,9 @@ import numpy as np
 
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer
-from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
-from seq2seq_jax.lab.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
+from tools.benchmarks.peers.processes import Peer
+from tools.benchmarks.peers.systems import SIZES, Size, System, started
+from tools.benchmarks.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
 
 
 class Row(NamedTuple):

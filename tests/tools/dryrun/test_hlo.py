@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from seq2seq_jax.lab.dryrun_hlo import Program
+from tools.dryrun.hlo import Program
 
 
 def compiled(function, *shapes):

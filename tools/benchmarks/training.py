@@ -12,10 +12,10 @@ import numpy as np
 from seq2seq_jax.config import EncoderDecoderConfig, nearest
 from seq2seq_jax.config.validation import check
 from seq2seq_jax.families.registry import from_hf
-from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
-from seq2seq_jax.lab.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.training.flops import useful_flops
+from tools.benchmarks.peers.systems import SIZES, Size, System, started
+from tools.benchmarks.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
 
 LEARNING_RATE = 5e-5
 KINDS = ("headline", "cost", "all")

@@ -18,15 +18,16 @@ from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.lab import dryrun, dryrun_chips, dryrun_report, dryrun_search
-from seq2seq_jax.lab.dryrun_hlo import Cost, Program
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.flops import RECOMPUTED, StepFlops, step_flops
 from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
+from tools.dryrun import chips, mesh_search, report
+from tools.dryrun import compile as dryrun
+from tools.dryrun.hlo import Cost, Program
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 HELD = (
     "scripts/dryrun.py",
     "the state lies where a run's does",
@@ -51,7 +52,7 @@ def process(command, **environment):
 def eight_devices(tmp_path_factory):
     """What the checks said, and the figures of the script's --output."""
     output = tmp_path_factory.mktemp("dryrun") / "figures.json"
-    _, out, said = process([sys.executable, str(ROOT / "tests/lab/dryrun_checks.py"), str(output)])
+    _, out, said = process([sys.executable, str(ROOT / "tests/tools/dryrun/dryrun_checks.py"), str(output)])
     return said, out, json.loads(output.read_text()) if output.exists() else {}
 
 
@@ -86,7 +87,7 @@ def test_report(eight_devices):
     assert held["donated"] == pytest.approx(held["outputs"], rel=0.02) and held["temporaries"] > 0
     assert held["peak"] == held["arguments"] + held["outputs"] - held["donated"] + held["temporaries"]
     assert train["fits"] and train["bound"]["seconds"] == max(train["seconds"].values())
-    chip = dryrun_chips.CHIPS["v5e"]
+    chip = chips.CHIPS["v5e"]
     assert train["seconds"]["compute"] == pytest.approx(train["flops"] / chip.flops)
     assert train["seconds"]["memory"] == pytest.approx(train["bytes_moved"] / chip.bandwidth)
     assert train["seconds"]["network"] == pytest.approx(train["bytes_sent"] / chip.network)
@@ -146,7 +147,7 @@ def test_flops_of_the_traced_step(decoder, values):
 
 
 def test_compute_is_bound_by_what_kernels_do_too():
-    chip = dryrun_chips.CHIPS["v5e"]
+    chip = chips.CHIPS["v5e"]
     shapes = StepFlops(useful=8 * 2 * chip.flops, done=8 * 3 * chip.flops)  # three seconds of 8 chips
 
     def bound(kernels):
@@ -202,8 +203,8 @@ def test_what_a_step_holds(traced):
     assert dry_trained(config_of(ema_decay=0.9)).held == {**plain, "averages": plain["parameters"]}
     config = config_of(lora={"rank": 2})
     adapters = dry_trained(config).held["parameters"] - plain["parameters"]
-    devices, chip = jax.devices()[:1], dryrun_chips.CHIPS["v5e"]
-    counted = dryrun_report.report(config, (BERT, BERT), devices, chip, "one CPU", parts=())
+    devices, chip = jax.devices()[:1], chips.CHIPS["v5e"]
+    counted = report.report(config, (BERT, BERT), devices, chip, "one CPU", parts=())
     # Queries and values of 3 layers, of the encoder's one and the decoder's two blocks: 32 to 2 and 2 to 32 numbers.
     assert counted["trained_parameters"] == adapters / 4 == 3 * 3 * 2 * (2 * 32 * 2)
     assert counted["parameters"] == (plain["parameters"] + adapters) / 4
@@ -217,11 +218,11 @@ def test_what_a_step_holds(traced):
     ],
 )
 def test_what_is_not_compiled_is_refused(values, says):
-    common = (config_of(**values), (BERT, BERT), jax.devices()[:1], dryrun_chips.CHIPS["v5e"])
+    common = (config_of(**values), (BERT, BERT), jax.devices()[:1], chips.CHIPS["v5e"])
     with pytest.raises(ValueError, match=says):
-        dryrun_report.report(*common, "one CPU")
+        report.report(*common, "one CPU")
     with pytest.raises(ValueError, match=says):
-        dryrun_search.search(*common, 1)
+        mesh_search.search(*common, 1)
 
 
 def test_examples_longer_than_the_model_are_refused():
@@ -268,7 +269,7 @@ def test_every_remat_policy_has_its_flops():
 
 
 def test_bounds():
-    chip = dryrun_chips.CHIPS["v5p"]
+    chip = chips.CHIPS["v5p"]
     found = dryrun.bounds(Cost(flops=459e12, bytes=2 * 2765e9), chip)
     assert tuple(found) == (1.0, 2.0, 0.0) and found.greatest == 2.0 and found.limit == "memory"
 
@@ -286,7 +287,7 @@ def test_out_of_memory():
 )  # fmt: skip
 def test_bad_topologies(name, says):
     with pytest.raises(ValueError, match=says) as error:
-        dryrun_chips.tpu_devices(name)
+        chips.tpu_devices(name)
     assert repr(name) in str(error.value)
 
 
@@ -294,13 +295,13 @@ def test_what_is_missing(monkeypatch):
     def absent(**_):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
-    monkeypatch.setattr(dryrun_chips.topologies, "get_topology_desc", absent)
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", absent)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax\[tpu\]'"):
-        dryrun_chips.tpu_devices("v5e:2x4")
+        chips.tpu_devices("v5e:2x4")
     with pytest.raises(ValueError, match="chip 'v5' is unknown: did you mean"):
-        dryrun_chips.chip_named("v5")
+        chips.chip_named("v5")
     with pytest.raises(ValueError, match="xla_force_host_platform_device_count=99"):
-        dryrun_chips.cpu_devices(99)
+        chips.cpu_devices(99)
 
 
 SMALL = [

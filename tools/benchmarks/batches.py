@@ -17,11 +17,11 @@ from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizers
-from seq2seq_jax.lab.peers.processes import Peer, say
-from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, started
-from seq2seq_jax.lab.side_by_side import Options
-from seq2seq_jax.lab.training import LEARNING_RATE, model_of
 from seq2seq_jax.training.flops import useful_flops
+from tools.benchmarks.peers.processes import Peer, say
+from tools.benchmarks.peers.systems import SIZES, SYSTEMS, started
+from tools.benchmarks.side_by_side import Options
+from tools.benchmarks.training import LEARNING_RATE, model_of
 
 SIZE = "small"
 # Tokens of a step, padding included; those of 8 rows of the longest source and target.

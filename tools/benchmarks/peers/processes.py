@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = Path(__file__).parent
-ROOT = PROGRAMS.parents[2]  # where the package `seq2seq_jax` lies
+ROOT = PROGRAMS.parents[2]  # where the packages `seq2seq_jax` and `tools` lie
 
 # What each environment holds; that of "ours" is the running one.
 REQUIREMENTS = {

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from seq2seq_jax.lab import decoding, side_by_side
-from seq2seq_jax.lab.decoding import HEADLINES, Result, Row, measure, parse_rows, table
-from seq2seq_jax.lab.peers.harness import written
-from seq2seq_jax.lab.peers.processes import Peer, environment
-from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, Size, parse_systems
-from seq2seq_jax.lab.side_by_side import Options, Rates
+from tools.benchmarks import decoding, side_by_side
+from tools.benchmarks.decoding import HEADLINES, Result, Row, measure, parse_rows, table
+from tools.benchmarks.peers.harness import written
+from tools.benchmarks.peers.processes import Peer, environment
+from tools.benchmarks.peers.systems import SIZES, SYSTEMS, Size, parse_systems
+from tools.benchmarks.side_by_side import Options, Rates
 
 TINY = Size(layers=2, hidden=4, heads=2, intermediate=8, vocab=10, positions=16)
 ROW = Row("tiny", batch=1, beams=2, source=3, steps=2)
