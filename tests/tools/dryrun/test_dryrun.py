@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
 from tools.dryrun import chips, mesh_search, report
 from tools.dryrun import compile as dryrun
-from tools.dryrun.hlo import Cost, Program
+from tools.dryrun.cost import Cost
 
 ROOT = Path(__file__).parents[3]
 HELD = (
@@ -64,9 +65,10 @@ def test_eight_devices(eight_devices, check):
 
 @pytest.mark.slow
 def test_flops_agree(eight_devices):
-    """By the shapes, and counted in the compiled step of 8 devices, whose loops run twice."""
+    """Those by shapes, and XLA's for the compiled step of 8 devices, whose loops run twice."""
     train = eight_devices[2]["train"]
-    assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+    # XLA counts element-wise FLOPs too, half as many at this size. A loop counted once would be below 1.
+    assert 1 < train["compiled_flops_all_chips"] / train["flops_all_chips"] < 1.6
     assert train["model_flops_all_chips"] < 0.8 * train["flops_all_chips"]
 
 
@@ -115,6 +117,19 @@ def config_of(**values):
     return from_mapping(TrainConfig, {"encoder": "x", "decoder": "x", "data": data, "num_steps": 1, **values})
 
 
+def product_flops(jaxpr):
+    """FLOPs of the matrix products of a jaxpr, those in a scan as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.size
+            total += 2 * out * np.prod([left[axis] for axis in contracted])
+        inner = sum(product_flops(sub) for sub in jax.extend.core.jaxprs_in_params(equation.params))
+        total += inner * equation.params.get("length", 1)
+    return total
+
+
 MORE_STEPS = [
     (BERT, {"optimizer": {"freeze": ("encoder",)}}),
     (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
@@ -132,15 +147,14 @@ MORE_STEPS = [
     ],
 )
 def test_flops_of_the_traced_step(decoder, values):
-    """What jax traces, before XLA: other families, frozen parameters, policies, accumulation."""
+    """The products that jax traces: other families, frozen parameters, policies, accumulation."""
     config, mesh = config_of(**{"batch": {"size": 8}, "dropout": 0.0, **values}), make_mesh()
     model = dryrun.abstract_model(config, BERT, decoder, mesh, jnp.float32)
     params = abstract_params(model, mesh, jnp.float32)
     training = make_training(config, model, params, 1)
     batch = {"input_ids": (8, 16), "attention_mask": (8, 16), "labels": (8, 8)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in batch.items()}
-    text = jax.jit(training.step).lower(abstract_state(training, params), batch).as_text("hlo")
-    counted = Program(text).cost().flops
+    counted = product_flops(jax.make_jaxpr(training.step)(abstract_state(training, params), batch).jaxpr)
     flops = step_flops(training.model, training.frozen, 8, 16, 8)
     assert counted == pytest.approx(flops.done, rel=0.02)
     assert (flops.done > flops.useful) == ("remat" in values)
@@ -327,11 +341,11 @@ def test_tpu_slice(tmp_path, attention):
     train, search = figures["train"], figures["decode"]
     assert (train["dtype"], search["dtype"]) == ("bfloat16", "float32") and figures["chips"] == 8
     if attention == "xla":
-        assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+        assert 1 < train["compiled_flops_all_chips"] / train["flops_all_chips"] < 1.6
         assert train["custom_kernels"] == 0
     else:
-        # Of 9 blocks of attention, forwards, once more (remat) and twice backwards.
-        assert train["compiled_flops_all_chips"] < train["flops_all_chips"] and train["custom_kernels"] == 36
+        # Of 9 blocks of attention, forward, once more (remat) and twice backward.
+        assert train["custom_kernels"] == 36
     for part, kinds in ((train, ("parameters", "optimizer state")), (search, ("parameters", "cache"))):
         assert part["fits"] and all(part["bytes"][kind] > 0 for kind in (*kinds, "arguments", "peak"))
     assert search["cache_gathers"] == 0 and "cache exchanged" in out
