@@ -1,4 +1,5 @@
-"""The loop of a peer: one JSON object a line in, one out. Standard library only, since peers share no packages."""
+"""The loop of a peer: reads JSON objects line by line and answers each with one. It uses the standard library only,
+because the peers share no packages."""
 
 import importlib.metadata
 import json
@@ -11,16 +12,16 @@ import time
 def serve(load, kinds, packages, device_memory=None):
     """Answers requests until standard input ends.
 
-    The first line in is the setting: its "device" is "cpu" or "gpu", the rest is `load`'s. The first line out tells the
-    versions. After that each line in is a request with a "kind", and each line out has "seconds" (of the work alone),
-    "peak" (bytes), "peak_since" ("call", or "start" where the peak cannot be reset) and what the work returned.
+    The first line read is the setting: "device" is "cpu" or "gpu", the other fields are for `load`. The first line
+    written has the versions. Then each line read is a request with a "kind". Its answer has "seconds" (of the work
+    alone), "peak" (bytes), "peak_since" ("call", or "start" if the peak cannot be reset) and what the work returned.
 
     Args:
-      load: called with the setting, returns a state.
-      kinds: a function by kind: called with the state and a request, returns a function that does the work once and
-        returns a dict to answer with. It is called again only when the request changes.
-      packages: distributions whose versions are told.
-      device_memory: two functions for a GPU: reset() the peak, which returns whether it could, and peak() in bytes.
+      load: a function of the setting; returns a state.
+      kinds: for each kind a function of the state and a request. It returns a function that does the work once and
+        returns the fields of the answer. It is called again only when the request changes.
+      packages: distributions whose versions are written.
+      device_memory: for a GPU, reset(), which resets the peak and returns whether it could, and peak() in bytes.
     """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
@@ -46,7 +47,7 @@ def _answer(out, content):
 
 
 def reset_resident():
-    """Lets `peak_resident` count from here; returns whether the system allows it."""
+    """Makes `peak_resident` count from now on; returns whether the system allows it."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -61,11 +62,11 @@ def peak_resident():
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
-def written(sequences, pad):
-    """How many tokens stand behind the start token, the tail of pads at the right not counted.
+def count_tokens(sequences, pad):
+    """How many tokens follow the start tokens, without the columns at the right that are pads in all rows.
 
     Args:
-      sequences: an int array [batch, length] of numpy; a search that ended early leaves pads in all rows.
+      sequences: a numpy int array [batch, length].
     """
     columns = (sequences[:, 1:] != pad).any(axis=0)
     return int(sequences.shape[0] * (columns.nonzero()[0].max(initial=-1) + 1))

@@ -30,7 +30,7 @@ def decode(model, request):
 
     def work():
         sequences = np.asarray(compiled(ids, model.params))
-        return {"tokens": harness.written(sequences, PAD), "outputs": sequences.tolist()}
+        return {"tokens": harness.count_tokens(sequences, PAD), "outputs": sequences.tolist()}
 
     return work
 

@@ -17,11 +17,12 @@ from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizers
-from seq2seq_jax.lab.peers.processes import Peer, say
-from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, started
-from seq2seq_jax.lab.side_by_side import Options
-from seq2seq_jax.lab.training import LEARNING_RATE, model_of
 from seq2seq_jax.training.flops import useful_flops
+from tools.benchmarks.peers.processes import Peer
+from tools.benchmarks.peers.systems import SIZES, SYSTEMS, started
+from tools.benchmarks.side_by_side import Options, model_of
+from tools.benchmarks.training import LEARNING_RATE
+from tools.log import log
 
 SIZE = "small"
 # Tokens of a step, padding included; those of 8 rows of the longest source and target.
@@ -111,7 +112,7 @@ def _result(
         request = {"kind": "train", "arrays": {name: array.tolist() for name, array in arrays.items()}}
         answers = [ours.ask(request)["seconds"] for _ in range(1 + repeats)]
         times[bucket] = tuple(answers[1:])
-        say(f"{way} {tuple(vars(bucket).values())}: {statistics.median(times[bucket]):.2f} s a step")
+        log(f"{way} {tuple(vars(bucket).values())}: {statistics.median(times[bucket]):.2f} s a step")
     model = model_of(SIZES[size])
     flops = sum(n * useful_flops(model, None, b.rows, b.source_length, b.target_length) for b, n in shapes.items())
     return Result(way, shapes, times, sum(plan.tokens), flops)

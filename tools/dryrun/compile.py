@@ -1,8 +1,8 @@
-"""A run without its devices: the real training step and the real search, compiled from shapes alone.
+"""Compiles a run's training step and search from shapes alone, without the run's devices.
 
-Nothing is allocated and no weights are read: the sides' config.json are enough. The programs are those of the run: the
-step of `training/setup.py`, donated, on the config's mesh, its state where the run would have it; and `start` and
-`advance` of `decoding/engine.py` in decoding form. What the compiler makes of them is read by `dryrun_hlo.py`.
+No array is allocated and no weights are read: the config.json of both sides is enough. The programs are those of a run:
+the step of `training/setup.py` on the config's mesh, its state donated and sharded as in the run; and `start` and
+`advance` of `decoding/engine.py`, with the model in decoding form. XLA's analyses say what the compiled programs need.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.generate import rules_of, strategy_of
 from seq2seq_jax.decoding.loop import Source
-from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_hlo import Cost, Program, sizes_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.models.transformer import check_length
@@ -38,16 +36,19 @@ from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights import hf_config
 from seq2seq_jax.weights.loading import abstract_params
 from seq2seq_jax.weights.report import Report
+from tools.dryrun.chips import Chip
+from tools.dryrun.cost import Cost, program_cost
+from tools.dryrun.hlo import sizes_of
 
-# Of the schedule, where the config counts in epochs; no shape depends on it.
+# The length of the schedule if the config counts in epochs; no shape depends on it.
 STEPS = 1000
 # Arguments of from_encoder_decoder_pretrained that no shape depends on.
-STARTS = ("cross_attention_init", "head_init", "seed")
+INITIALIZATION = ("cross_attention_init", "head_init", "seed")
 TOKENS = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
 
 
 class DoesNotFit(Exception):
-    """The compiler found no way to fit a program into a device's memory; `needed` bytes, None if it does not say."""
+    """A program needs more than a device's memory: `needed` bytes, or None if the compiler does not say."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -56,7 +57,8 @@ class DoesNotFit(Exception):
 
 
 class Memory(NamedTuple):
-    """Bytes a chip, of a compiled program; `temporaries` are gradients, activations and what is made on the way."""
+    """The memory of a compiled program on one chip, in bytes (XLA's `memory_analysis`). Gradients and activations are
+    among the temporaries."""
 
     arguments: int
     outputs: int
@@ -66,12 +68,13 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """All together; donated arguments and the outputs in their place count once."""
+        """The sum. Donated arguments are counted once: outputs take their place."""
         return self.arguments + self.outputs - self.donated + self.temporaries + self.program
 
 
 class Bounds(NamedTuple):
-    """Seconds below which a program cannot be: for its FLOPs, for its traffic to memory, for what it sends."""
+    """The least time that a program needs, in seconds, for its FLOPs, for its main memory traffic and for what it sends
+    to other chips."""
 
     compute: float
     memory: float
@@ -92,9 +95,15 @@ def bounds(cost: Cost, chip: Chip) -> Bounds:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """A training step. bucket: the batch's shape. dtype: what it is computed in. held: bytes a chip of parameters,
-    optimizer state and averages. flops: by the shapes, of all chips. cost: of a chip, by the compiled program. memory:
-    None if it does not fit, then `needed` says how much it wants, where the compiler tells."""
+    """A compiled training step.
+
+    Attributes:
+      bucket: the batch's shape. dtype: of the computation.
+      held: bytes a chip of parameters, optimizer state and averages.
+      flops: by shapes, of all chips.
+      cost: of one chip. memory: of one chip. Both are None if the step does not fit; `needed` is then the bytes that it
+        needs, if the compiler says so.
+    """
 
     bucket: Bucket
     dtype: str
@@ -105,7 +114,7 @@ class TrainReport:
     needed: int | None = None
 
     def bounds(self, chip: Chip, chips: int) -> Bounds:
-        """Of the compiled program; with custom kernels, whose FLOPs its text lacks, at least those by shapes."""
+        """Of the compiled program. With custom kernels, whose FLOPs XLA does not know, at least those by shapes."""
         found = bounds(self.cost, chip)
         shapes = self.flops.done / (chips * chip.flops) if self.cost.kernels else 0.0
         return found._replace(compute=max(found.compute, shapes))
@@ -113,10 +122,17 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class DecodeReport:
-    """A search. rows, source: its input. beams, capacity: of the cache. dtype: what it is computed in. held: bytes a
-    chip of parameters and cache. start: what comes before the first step. step: of one step at the full capacity.
-    memory: of the loop. cache_gathers: exchanges, in a step, of arrays that have a layer's cached keys' or values'
-    sizes on a chip, and no parameter's."""
+    """A compiled search.
+
+    Attributes:
+      rows, source: the shape of its input. beams, capacity: of the cache. dtype: of the computation.
+      held: bytes a chip of parameters and cache.
+      start: the cost, on one chip, of what comes before the first step. step: of one step at the full capacity.
+      memory: of the loop, on one chip.
+      cache_gathers: how many collectives of a step move an array of the size of a layer's cached keys or values on a
+        chip, and of no parameter's size.
+      needed: the bytes that it needs if it does not fit, if the compiler says so.
+    """
 
     rows: int
     source: int
@@ -132,10 +148,10 @@ class DecodeReport:
 
 
 def check_config(config: TrainConfig, devices: Sequence[Any]) -> None:
-    """Raises ValueError for a program that is not compiled here, or not for these devices."""
+    """Raises ValueError for a config that a dry run cannot compile, or not for these devices."""
     check(
         config.mesh.mode == "jit",
-        f"mesh.mode is {config.mesh.mode!r}, and a dry run compiles jit's program alone; give mesh.mode=jit",
+        f"mesh.mode is {config.mesh.mode!r}, and a dry run compiles the program of jit only; give mesh.mode=jit",
     )
     needed, platform = ATTENTION_IMPLS[config.attention_impl], devices[0].platform
     check(
@@ -147,14 +163,14 @@ def check_config(config: TrainConfig, devices: Sequence[Any]) -> None:
 def abstract_model(
     config: TrainConfig, encoder: Mapping[str, Any], decoder: Mapping[str, Any], mesh: Mesh, dtype: Dtype
 ) -> EncoderDecoder:
-    """The model that the run would warm-start, from the contents of the sides' config.json.
+    """The model that the run would warm-start, from the content of the config.json of both sides.
 
-    Token ids that only a tokenizer would tell are 0.
+    Token ids that come from a tokenizer are 0.
 
     Raises:
-      ValueError: for what is wrong with warm_start or a config.json.
+      ValueError: if warm_start or a config.json is wrong.
     """
-    options = {name: value for name, value in config.warm_start.items() if name not in STARTS}
+    options = {name: value for name, value in config.warm_start.items() if name not in INITIALIZATION}
     tie = options.pop("tie_encoder_decoder", False)
     tokens = tuple(options.pop(name, None) for name in TOKENS)
     sides, overrides = {"encoder": encoder, "decoder": decoder}, hf_config.split_overrides(options)
@@ -172,7 +188,7 @@ def _with_tokens(pair: EncoderDecoderConfig) -> EncoderDecoderConfig:
 
 
 def batch_shape(config: TrainConfig, mesh: Mesh) -> Bucket:
-    """The run's largest batch: of examples that reach both limits of the data section.
+    """The run's largest batch: that of examples as long as the data section allows.
 
     Raises:
       ValueError: if the mesh does not divide it.
@@ -184,7 +200,7 @@ def batch_shape(config: TrainConfig, mesh: Mesh) -> Bucket:
 
 
 def abstract_batch(bucket: Bucket, mesh: Mesh, *, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `data.pipeline.make_batch` gives, spread over the mesh."""
+    """The arrays that `data.pipeline.make_batch` makes, sharded over the mesh."""
     source, target = ("input_ids", "attention_mask"), ("labels",)
     if packed:
         source, target = (*source, "encoder_pack_ids"), (*target, "decoder_pack_ids")
@@ -194,7 +210,7 @@ def abstract_batch(bucket: Bucket, mesh: Mesh, *, packed: bool) -> dict[str, jax
 
 
 def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainReport:
-    """Compiles one training step as the run does: in the config's dtype, over parameters in float32.
+    """Compiles one training step as the run does: in the config's dtype, with float32 parameters.
 
     Raises:
       ValueError: if the mesh does not divide the batch, or an example may be longer than the model takes.
@@ -214,12 +230,12 @@ def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainRe
         compiled = _compiled(step, mesh, state, batch)
     except DoesNotFit as error:
         return dataclasses.replace(report, needed=error.needed)
-    return dataclasses.replace(report, cost=Program(compiled.as_text()).cost(), memory=_memory(compiled))
+    return dataclasses.replace(report, cost=program_cost(compiled.as_text()), memory=_memory(compiled))
 
 
 def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> DecodeReport:
-    """Compiles the search that the config's generation section asks for, on evaluation.batch_size examples of the
-    greatest source length, parameters in the model's dtype; the cache has room for the greatest length.
+    """Compiles the search of the config's generation section, on evaluation.batch_size examples of the greatest source
+    length, with parameters in the model's dtype and a cache for the greatest length.
 
     Raises:
       ValueError: if the mesh does not divide the batch.
@@ -253,32 +269,33 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
         loop = _compiled(engine.advance, mesh, model, strategy, params, carry, rules, np.int32(capacity), np.int32(0))
     except DoesNotFit as error:
         return dataclasses.replace(report, needed=error.needed)
-    program = Program(loop.as_text())
-    step = program.cost(unknown_turns=1).plus(program.cost(unknown_turns=0), -1)
+    text = loop.as_text()
+    # The search's loop ends when all rows are done: one trip less none is one step.
+    step = program_cost(text, unknown_trips=1).plus(program_cost(text, unknown_trips=0), -1)
     stores = (carry.cache.keys, carry.cache.values, carry.cache.cross)
     return dataclasses.replace(
         report,
-        start=Program(begun.as_text()).cost(),
+        start=program_cost(begun.as_text()),
         step=step,
         memory=_memory(loop),
-        cache_gathers=exchanges(step, stores, params),
+        cache_gathers=count_exchanges(step, stores, params),
     )
 
 
-def exchanges(cost: Cost, arrays: Any, others: Any) -> int:
-    """How many exchanges, sums aside, are of something that has the sizes of one of `arrays` on a chip, and of none of
+def count_exchanges(cost: Cost, arrays: Any, others: Any) -> int:
+    """How many collectives, sums aside, move an array that has the size of one of `arrays` on a chip, and of none of
     `others`.
 
     Args:
       arrays, others: trees of abstract arrays with shardings.
     """
     sizes = lambda tree: {sizes_of(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree)}
-    meant = sizes(arrays) - sizes(others)
-    return int(sum(n for c, n in cost.collectives.items() if c.kind != "all-reduce" and meant & {*c.given}))
+    sought = sizes(arrays) - sizes(others)
+    return int(sum(n for c, n in cost.collectives.items() if c.kind != "all-reduce" and sought & {*c.inputs}))
 
 
 def decoding_params(model: EncoderDecoder, mesh: Mesh) -> Any:
-    """`model.decoding_params` of abstract parameters in the model's dtype, each where its numbers would come to lie."""
+    """`model.decoding_params` of abstract parameters in the model's dtype, sharded as they would be."""
     explicit = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.axis_names))
     shapes = jax.eval_shape(model.decoding_params, abstract_params(model, explicit, model.dtype))
 
@@ -298,14 +315,18 @@ def _local_size(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def count_parameters(params: Any, frozen: Any) -> tuple[int, int]:
-    """All, and those that are trained."""
+    """The number of parameters, and of those that are trained."""
     flat, fixed = flatten_dict(params, sep="/"), {} if frozen is None else flatten_dict(frozen, sep="/")
     sizes = {path: math.prod(leaf.shape) for path, leaf in flat.items()}
     return sum(sizes.values()), sum(size for path, size in sizes.items() if not fixed.get(path, False))
 
 
 def _compiled(function: Any, mesh: Mesh, *arguments: Any) -> jax.stages.Compiled:
-    """Compiled for the mesh's devices, under it."""
+    """Compiles a jitted function for the mesh's devices.
+
+    Raises:
+      DoesNotFit: if the devices' memory is too small.
+    """
     with jax.set_mesh(mesh):
         traced = function.trace(*arguments)
         lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,15 +19,16 @@ from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.lab import dryrun, dryrun_chips, dryrun_report, dryrun_search
-from seq2seq_jax.lab.dryrun_hlo import Cost, Program
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.flops import RECOMPUTED, StepFlops, step_flops
 from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights.loading import abstract_params
+from tools.dryrun import chips, mesh_search, report
+from tools.dryrun import compile as dryrun
+from tools.dryrun.cost import Cost
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 HELD = (
     "scripts/dryrun.py",
     "the state lies where a run's does",
@@ -51,7 +53,7 @@ def process(command, **environment):
 def eight_devices(tmp_path_factory):
     """What the checks said, and the figures of the script's --output."""
     output = tmp_path_factory.mktemp("dryrun") / "figures.json"
-    _, out, said = process([sys.executable, str(ROOT / "tests/lab/dryrun_checks.py"), str(output)])
+    _, out, said = process([sys.executable, str(ROOT / "tests/tools/dryrun/dryrun_checks.py"), str(output)])
     return said, out, json.loads(output.read_text()) if output.exists() else {}
 
 
@@ -63,9 +65,10 @@ def test_eight_devices(eight_devices, check):
 
 @pytest.mark.slow
 def test_flops_agree(eight_devices):
-    """By the shapes, and counted in the compiled step of 8 devices, whose loops run twice."""
+    """Those by shapes, and XLA's for the compiled step of 8 devices, whose loops run twice."""
     train = eight_devices[2]["train"]
-    assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+    # XLA counts element-wise FLOPs too, half as many at this size. A loop counted once would be below 1.
+    assert 1 < train["compiled_flops_all_chips"] / train["flops_all_chips"] < 1.6
     assert train["model_flops_all_chips"] < 0.8 * train["flops_all_chips"]
 
 
@@ -86,7 +89,7 @@ def test_report(eight_devices):
     assert held["donated"] == pytest.approx(held["outputs"], rel=0.02) and held["temporaries"] > 0
     assert held["peak"] == held["arguments"] + held["outputs"] - held["donated"] + held["temporaries"]
     assert train["fits"] and train["bound"]["seconds"] == max(train["seconds"].values())
-    chip = dryrun_chips.CHIPS["v5e"]
+    chip = chips.CHIPS["v5e"]
     assert train["seconds"]["compute"] == pytest.approx(train["flops"] / chip.flops)
     assert train["seconds"]["memory"] == pytest.approx(train["bytes_moved"] / chip.bandwidth)
     assert train["seconds"]["network"] == pytest.approx(train["bytes_sent"] / chip.network)
@@ -114,6 +117,19 @@ def config_of(**values):
     return from_mapping(TrainConfig, {"encoder": "x", "decoder": "x", "data": data, "num_steps": 1, **values})
 
 
+def product_flops(jaxpr):
+    """FLOPs of the matrix products of a jaxpr, those in a scan as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.size
+            total += 2 * out * np.prod([left[axis] for axis in contracted])
+        inner = sum(product_flops(sub) for sub in jax.extend.core.jaxprs_in_params(equation.params))
+        total += inner * equation.params.get("length", 1)
+    return total
+
+
 MORE_STEPS = [
     (BERT, {"optimizer": {"freeze": ("encoder",)}}),
     (BERT, {"batch": {"size": 8, "accumulation": 2}, "remat": "dots_with_no_batch_dims"}),
@@ -131,22 +147,21 @@ MORE_STEPS = [
     ],
 )
 def test_flops_of_the_traced_step(decoder, values):
-    """What jax traces, before XLA: other families, frozen parameters, policies, accumulation."""
+    """The products that jax traces: other families, frozen parameters, policies, accumulation."""
     config, mesh = config_of(**{"batch": {"size": 8}, "dropout": 0.0, **values}), make_mesh()
     model = dryrun.abstract_model(config, BERT, decoder, mesh, jnp.float32)
     params = abstract_params(model, mesh, jnp.float32)
     training = make_training(config, model, params, 1)
     batch = {"input_ids": (8, 16), "attention_mask": (8, 16), "labels": (8, 8)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in batch.items()}
-    text = jax.jit(training.step).lower(abstract_state(training, params), batch).as_text("hlo")
-    counted = Program(text).cost().flops
+    counted = product_flops(jax.make_jaxpr(training.step)(abstract_state(training, params), batch).jaxpr)
     flops = step_flops(training.model, training.frozen, 8, 16, 8)
     assert counted == pytest.approx(flops.done, rel=0.02)
     assert (flops.done > flops.useful) == ("remat" in values)
 
 
 def test_compute_is_bound_by_what_kernels_do_too():
-    chip = dryrun_chips.CHIPS["v5e"]
+    chip = chips.CHIPS["v5e"]
     shapes = StepFlops(useful=8 * 2 * chip.flops, done=8 * 3 * chip.flops)  # three seconds of 8 chips
 
     def bound(kernels):
@@ -202,8 +217,8 @@ def test_what_a_step_holds(traced):
     assert dry_trained(config_of(ema_decay=0.9)).held == {**plain, "averages": plain["parameters"]}
     config = config_of(lora={"rank": 2})
     adapters = dry_trained(config).held["parameters"] - plain["parameters"]
-    devices, chip = jax.devices()[:1], dryrun_chips.CHIPS["v5e"]
-    counted = dryrun_report.report(config, (BERT, BERT), devices, chip, "one CPU", parts=())
+    devices, chip = jax.devices()[:1], chips.CHIPS["v5e"]
+    counted = report.report(config, (BERT, BERT), devices, chip, "one CPU", parts=())
     # Queries and values of 3 layers, of the encoder's one and the decoder's two blocks: 32 to 2 and 2 to 32 numbers.
     assert counted["trained_parameters"] == adapters / 4 == 3 * 3 * 2 * (2 * 32 * 2)
     assert counted["parameters"] == (plain["parameters"] + adapters) / 4
@@ -217,11 +232,11 @@ def test_what_a_step_holds(traced):
     ],
 )
 def test_what_is_not_compiled_is_refused(values, says):
-    common = (config_of(**values), (BERT, BERT), jax.devices()[:1], dryrun_chips.CHIPS["v5e"])
+    common = (config_of(**values), (BERT, BERT), jax.devices()[:1], chips.CHIPS["v5e"])
     with pytest.raises(ValueError, match=says):
-        dryrun_report.report(*common, "one CPU")
+        report.report(*common, "one CPU")
     with pytest.raises(ValueError, match=says):
-        dryrun_search.search(*common, 1)
+        mesh_search.search(*common, 1)
 
 
 def test_examples_longer_than_the_model_are_refused():
@@ -268,7 +283,7 @@ def test_every_remat_policy_has_its_flops():
 
 
 def test_bounds():
-    chip = dryrun_chips.CHIPS["v5p"]
+    chip = chips.CHIPS["v5p"]
     found = dryrun.bounds(Cost(flops=459e12, bytes=2 * 2765e9), chip)
     assert tuple(found) == (1.0, 2.0, 0.0) and found.greatest == 2.0 and found.limit == "memory"
 
@@ -286,7 +301,7 @@ def test_out_of_memory():
 )  # fmt: skip
 def test_bad_topologies(name, says):
     with pytest.raises(ValueError, match=says) as error:
-        dryrun_chips.tpu_devices(name)
+        chips.tpu_devices(name)
     assert repr(name) in str(error.value)
 
 
@@ -294,13 +309,13 @@ def test_what_is_missing(monkeypatch):
     def absent(**_):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
-    monkeypatch.setattr(dryrun_chips.topologies, "get_topology_desc", absent)
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", absent)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax\[tpu\]'"):
-        dryrun_chips.tpu_devices("v5e:2x4")
+        chips.tpu_devices("v5e:2x4")
     with pytest.raises(ValueError, match="chip 'v5' is unknown: did you mean"):
-        dryrun_chips.chip_named("v5")
+        chips.chip_named("v5")
     with pytest.raises(ValueError, match="xla_force_host_platform_device_count=99"):
-        dryrun_chips.cpu_devices(99)
+        chips.cpu_devices(99)
 
 
 SMALL = [
@@ -326,11 +341,11 @@ def test_tpu_slice(tmp_path, attention):
     train, search = figures["train"], figures["decode"]
     assert (train["dtype"], search["dtype"]) == ("bfloat16", "float32") and figures["chips"] == 8
     if attention == "xla":
-        assert train["compiled_flops_all_chips"] == pytest.approx(train["flops_all_chips"], rel=0.05)
+        assert 1 < train["compiled_flops_all_chips"] / train["flops_all_chips"] < 1.6
         assert train["custom_kernels"] == 0
     else:
-        # Of 9 blocks of attention, forwards, once more (remat) and twice backwards.
-        assert train["compiled_flops_all_chips"] < train["flops_all_chips"] and train["custom_kernels"] == 36
+        # Of 9 blocks of attention, forward, once more (remat) and twice backward.
+        assert train["custom_kernels"] == 36
     for part, kinds in ((train, ("parameters", "optimizer state")), (search, ("parameters", "cache"))):
         assert part["fits"] and all(part["bytes"][kind] > 0 for kind in (*kinds, "arguments", "peak"))
     assert search["cache_gathers"] == 0 and "cache exchanged" in out

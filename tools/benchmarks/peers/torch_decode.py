@@ -26,7 +26,7 @@ def decode(state, request):
 
     def work():
         sequences = generate(model, ids, torch.ones_like(ids), options)
-        tokens = harness.written(sequences, model.generation_config.pad_token_id)
+        tokens = harness.count_tokens(sequences, model.generation_config.pad_token_id)
         return {"tokens": tokens, "outputs": sequences.tolist()}
 
     return work

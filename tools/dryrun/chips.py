@@ -1,4 +1,4 @@
-"""Devices that are not there: a TPU slice by its topology's name, or virtual CPU devices."""
+"""The devices that a dry run compiles for: a TPU slice that is named by its topology, or virtual CPU devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALL = "pip install 'jax[tpu]'"
 
 
 def chip_named(name: str) -> Chip:
-    """Raises ValueError for one that the table lacks; names the nearest."""
+    """A chip by its name. Raises ValueError for an unknown one; names the nearest."""
     check(name in CHIPS, f"chip {name!r} is unknown: {nearest(name, CHIPS)}")
     return CHIPS[name]
 
@@ -26,7 +26,7 @@ def tpu_devices(topology: str) -> tuple[Chip, Sequence[Any]]:
     """The chip of a topology ("v5e:16x16") and its devices, which compile and do not run.
 
     Raises:
-      ValueError: for a name that is none; names some that are.
+      ValueError: for an unknown topology; names some that are known.
       ModuleNotFoundError: without libtpu.
     """
     name, colon, shape = topology.partition(":")

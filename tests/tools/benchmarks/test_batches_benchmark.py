@@ -7,10 +7,10 @@ import pytest
 
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import Bucket
-from seq2seq_jax.lab import batches
-from seq2seq_jax.lab.batches import Result, as_json, measure, table
-from seq2seq_jax.lab.peers.systems import SIZES, Size
-from seq2seq_jax.lab.side_by_side import Options
+from tools.benchmarks import batches
+from tools.benchmarks.batches import Result, as_json, measure, table
+from tools.benchmarks.peers.systems import SIZES, Size
+from tools.benchmarks.side_by_side import Options
 
 LONG, SHORT = Bucket(2, 20, 10), Bucket(6, 6, 4)
 

@@ -1,4 +1,4 @@
-"""Runs peers: their environments, what they read, their processes."""
+"""Runs the peers: makes their environments and models, starts their processes, sends them requests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = Path(__file__).parent
-ROOT = PROGRAMS.parents[2]  # where the package `seq2seq_jax` lies
+from tools.log import log
 
-# What each environment holds; that of "ours" is the running one.
+PROGRAMS = Path(__file__).parent
+ROOT = PROGRAMS.parents[2]  # where the packages `seq2seq_jax` and `tools` lie
+
+# The packages of each environment; that of "ours" is the running one.
 REQUIREMENTS = {
     "torch": ("torch==2.13.0", "transformers>=5.23,<6"),
     "flax": ("transformers==4.55.4", "flax==0.10.4", "jax==0.4.38", "jaxlib==0.4.38", "numpy<2.3"),
@@ -25,7 +27,7 @@ REQUIREMENTS = {
 
 
 def environment(name: str, directory: Path, in_place: bool = False) -> Path:
-    """The Python of an environment, which is made if `directory/name/bin/python` does not exist.
+    """The Python of an environment. Makes the environment if `directory/name/bin/python` does not exist.
 
     Args:
       name: of `REQUIREMENTS`, or "ours".
@@ -38,27 +40,27 @@ def environment(name: str, directory: Path, in_place: bool = False) -> Path:
         return Path(sys.executable)
     place = directory / name
     if not (place / "bin" / "python").exists():
-        _made_whole(place, lambda new: _install(new, REQUIREMENTS[name]))
+        _make_directory(place, lambda new: _install(new, REQUIREMENTS[name]))
     return place / "bin" / "python"
 
 
 def _install(place: Path, requirements: tuple[str, ...]) -> None:
-    say(f"making {place.name.removesuffix('.new')}'s environment: {', '.join(requirements)}")
+    log(f"making {place.name.removesuffix('.new')}'s environment: {', '.join(requirements)}")
     _run([sys.executable, "-m", "venv", str(place)])
     _run([str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements])
 
 
-def written(directory: Path, python: Path, program: str, *arguments: str) -> Path:
-    """A directory that `program` of this folder writes, as its first argument, if it is not there yet."""
+def make_model(directory: Path, python: Path, program: str, *arguments: str) -> Path:
+    """Lets `program`, a file of this folder, write a model to `directory`, its first argument, unless it exists."""
     if not directory.exists():
-        say(f"writing {directory.name}")
+        log(f"writing {directory.name}")
         script = str(PROGRAMS / program)
-        _made_whole(directory, lambda new: _run([str(python), script, str(new), *arguments], python))
+        _make_directory(directory, lambda new: _run([str(python), script, str(new), *arguments], python))
     return directory
 
 
-def _made_whole(place: Path, make: Any) -> None:
-    """Makes a directory under another name, so that one that broke off is never taken for a whole one."""
+def _make_directory(place: Path, make: Any) -> None:
+    """Makes a directory under another name and renames it, so that an unfinished one is never used."""
     new = place.with_name(f"{place.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +72,11 @@ def _run(command: list[str], python: Path | None = None) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_variables(python))
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-15:])
-        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}; mend what it says:\n{tail}")
+        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}; correct what it reports:\n{tail}")
 
 
 def _variables(python: Path | None, device: str = "cpu") -> dict[str, str]:
-    """The process environment of a peer: nothing is looked up on the hub, and only this Python finds our package."""
+    """The environment variables of a peer. It does not ask the hub, and only this Python finds our packages."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
     path = variables.pop("PYTHONPATH", "")
     if python == Path(sys.executable):
@@ -87,7 +89,7 @@ def _variables(python: Path | None, device: str = "cpu") -> dict[str, str]:
 
 
 class Peer:
-    """A process that answers requests (see `harness.py`); to be closed.
+    """A process that answers requests (see `harness.py`). Close it after use.
 
     Attributes:
       name: for messages. versions: of its Python and packages.
@@ -106,7 +108,7 @@ class Peer:
         """The answer to a request.
 
         Raises:
-          RuntimeError: if the process ends instead; says what it wrote last.
+          RuntimeError: if the process ends instead; has the last lines that it wrote.
         """
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -121,7 +123,7 @@ class Peer:
         tail = "".join(self._errors.readlines()[-15:])
         reason = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
         reason += " (memory may have run out)" if code == -9 else ""
-        raise RuntimeError(f"{self.name} {reason}; leave it out (--systems), or mend what it says:\n{tail}")
+        raise RuntimeError(f"{self.name} {reason}; leave it out (--systems), or correct what it reports:\n{tail}")
 
     def close(self) -> None:
         """Ends the process and waits until it has ended."""
@@ -134,8 +136,3 @@ class Peer:
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
-
-
-def say(text: str) -> None:
-    """Progress, apart from the table."""
-    print(text, file=sys.stderr, flush=True)

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seq2seq_jax.config import EncoderDecoderConfig, nearest
+from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.families.registry import from_hf
-from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
-from seq2seq_jax.lab.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.training.flops import useful_flops
+from tools.benchmarks.peers.systems import SIZES, Size, System, started
+from tools.benchmarks.side_by_side import Options, Rates, figures, in_turn, model_of, rates_of, reference_of
 
 LEARNING_RATE = 5e-5
 KINDS = ("headline", "cost", "all")
@@ -67,12 +65,6 @@ def _shape(name: str) -> Row:
     row, most = Row(size, *map(int, numbers)), SIZES[size].positions
     check(max(row[2:]) <= most, f"row {name!r}: {max(row[2:])} tokens are beyond {most} positions; lower them")
     return row
-
-
-def model_of(size: Size) -> EncoderDecoder:
-    """A pair of two BERTs."""
-    sides = (from_hf(size.bert, role) for role in ("encoder", "decoder"))
-    return EncoderDecoder(EncoderDecoderConfig(*sides, 1, 0, ()))
 
 
 def model_flops(size: Size, row: Row) -> float:

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from seq2seq_jax.config import nearest
+from seq2seq_jax.config import EncoderDecoderConfig, nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer, say
-from seq2seq_jax.lab.peers.systems import DTYPES, SYSTEMS
+from seq2seq_jax.families.registry import from_hf
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from tools.benchmarks.peers.processes import Peer
+from tools.benchmarks.peers.systems import DTYPES, SYSTEMS, Size
+from tools.log import log
 
 REFERENCE = "torch"  # what times, and outputs, are compared with
 # Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.
@@ -64,6 +67,12 @@ class Options:
         return jnp.dtype(DTYPES[self.device]).itemsize
 
 
+def model_of(size: Size) -> EncoderDecoder:
+    """A pair of two BERTs, the model of a benchmark."""
+    sides = (from_hf(size.bert, role) for role in ("encoder", "decoder"))
+    return EncoderDecoder(EncoderDecoderConfig(*sides, 1, 0, ()))
+
+
 def in_turn(
     peers: Mapping[str, Peer], request: Mapping[str, Any], options: Options, label: str
 ) -> dict[str, list[dict[str, Any]]]:
@@ -74,7 +83,7 @@ def in_turn(
         for name, got in answers.items():
             for _ in range(calls):
                 got.append(peers[name].ask(request))
-                say(f"{label} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
+                log(f"{label} {name}: {got[-1]['seconds']:.2f} s{'' if got[1:] else ' (first call)'}")
     return answers
 
 
@@ -84,7 +93,7 @@ def rates_of(peers: Mapping[str, Peer], device: str) -> Rates | None:
     if ours is None:
         return None
     found = ours.ask({"kind": "rates", "width": RATE_WIDTHS[device]})
-    say(f"{found['chip']}: {found['flops'] / 1e9:.0f} GFLOP/s, {found['bandwidth'] / 1e9:.1f} GB/s")
+    log(f"{found['chip']}: {found['flops'] / 1e9:.0f} GFLOP/s, {found['bandwidth'] / 1e9:.1f} GB/s")
     return Rates(found["flops"], found["bandwidth"])
 
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer
-from seq2seq_jax.lab.peers.systems import SIZES, Size, System, started
-from seq2seq_jax.lab.side_by_side import Options, Rates, figures, in_turn, rates_of, reference_of
+from seq2seq_jax.training.flops import decode_products, source_products
+from tools.benchmarks.peers.processes import Peer
+from tools.benchmarks.peers.systems import SIZES, Size, System, started
+from tools.benchmarks.side_by_side import Options, Rates, figures, in_turn, model_of, rates_of, reference_of
 
 
 class Row(NamedTuple):
@@ -90,37 +91,34 @@ def _shape(name: str) -> Row:
     return row
 
 
-def work_before(size: Size, row: Row) -> int:
-    """FLOPs before the first step: the encoder, and its states' projection to each decoder layer's keys and values."""
-    tokens, h = row.batch * row.source, size.hidden
-    kernels = 4 * h * h + 2 * h * size.intermediate
-    layer = 2 * tokens * kernels + 4 * row.batch * row.source**2 * h
-    return size.layers * (layer + 2 * tokens * 2 * h * h)
+def source_flops(size: Size, row: Row) -> float:
+    """FLOPs before the first step: the encoder, and the decoder's keys and values of its states."""
+    return sum(product.flops for product in source_products(model_of(size), row.batch, row.source))
 
 
-def work_of_step(size: Size, row: Row, position: int, width: int) -> tuple[int, int]:
-    """FLOPs of the step that writes token `position` (from 1), and bytes that it must read.
+def step_work(size: Size, row: Row, position: int, width: int) -> tuple[float, float]:
+    """FLOPs of the step that writes token `position` (from 1), and the bytes that it must read.
 
-    Kernels are read once a step; what the beams have written is read once for each, the source's keys and values once
-    for all beams of a row. Biases and norms are left out.
+    A step reads each kernel once, what a beam has written once for each beam, and the source's keys and values once for
+    all beams of a row. Biases and norms are not counted.
 
     Args:
       width: bytes of a number.
     """
-    h, rows = size.hidden, row.batch * row.beams
-    kernels = size.layers * (6 * h * h + 2 * h * size.intermediate) + h * h + h * size.vocab
-    seen = size.layers * 4 * rows * (position + row.source) * h
-    cache = size.layers * 2 * h * (rows * position + row.batch * row.source)
-    return 2 * rows * kernels + seen, width * (kernels + cache)
+    hypotheses = row.batch * row.beams
+    products = list(decode_products(model_of(size), hypotheses, row.source, position))
+    kernels = sum(product.flops for product in products if not product.attention) / (2 * hypotheses)
+    cache = size.layers * 2 * size.hidden * (hypotheses * position + row.batch * row.source)
+    return sum(product.flops for product in products), width * (kernels + cache)
 
 
 def floor_seconds(size: Size, row: Row, rates: Rates, width: int) -> float:
     """The time below which a decode in numbers of `width` bytes cannot be: all FLOPs as fast as a large matrix product,
     and each step at least as long as it takes to read what it needs.
     """
-    steps = [work_of_step(size, row, position, width) for position in range(1, row.steps + 1)]
+    steps = [step_work(size, row, position, width) for position in range(1, row.steps + 1)]
     limits = (max(flops / rates.flops, count / rates.bandwidth) for flops, count in steps)
-    return work_before(size, row) / rates.flops + sum(limits)
+    return source_flops(size, row) / rates.flops + sum(limits)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def decode(state, request):
 
     def work():
         sequences = np.asarray(pair.generate(ids, **options).sequences)
-        return {"tokens": harness.written(sequences, pair.config.pad_token_id), "outputs": sequences.tolist()}
+        return {"tokens": harness.count_tokens(sequences, pair.config.pad_token_id), "outputs": sequences.tolist()}
 
     return work
 

@@ -9,7 +9,7 @@ import sys
 import jax.numpy as jnp
 
 import seq2seq_jax as s2s
-from seq2seq_jax.lab.peers.systems import Size
+from tools.benchmarks.peers.systems import Size
 
 
 def main(directory, dtype, size):

@@ -1,6 +1,6 @@
-"""Which mesh: every way to lay out the devices, ordered by an estimate; the best few are compiled.
+"""The search for a mesh: lists all layouts of the devices, orders them by an estimate, and compiles the best few.
 
-`replica` and `data` split the same things, so a layout is what their product is, with `fsdp` and `tensor`.
+`replica` and `data` split the same arrays, so a layout is their product with `fsdp` and `tensor`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from jax.sharding import Mesh
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.plan import Bucket
-from seq2seq_jax.lab.dryrun import (
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.flops import step_flops
+from seq2seq_jax.weights.loading import abstract_params
+from tools.dryrun.chips import Chip
+from tools.dryrun.compile import (
     Bounds,
     TrainReport,
     abstract_model,
@@ -24,19 +29,14 @@ from seq2seq_jax.lab.dryrun import (
     check_config,
     dry_train,
 )
-from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.peers.processes import say
-from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.flops import step_flops
-from seq2seq_jax.weights.loading import abstract_params
+from tools.log import log
 
-# Bytes of state beside the parameters, in parameters: AdamW's two moments, and the gradients.
+# Copies of the parameters that a step holds beside them: AdamW's two moments and the gradients.
 STATE = 3
 
 
 class Layout(NamedTuple):
-    """Sizes of a mesh. data: with replica."""
+    """The sizes of a mesh. data: replica x data."""
 
     data: int
     fsdp: int
@@ -47,8 +47,12 @@ class Layout(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """estimate: bounds by shapes alone. state: bytes a chip of parameters, optimizer and gradients. report: None where
-    it was not compiled."""
+    """A layout with what is known of its training step.
+
+    Attributes:
+      estimate: bounds from shapes alone. state: bytes a chip of parameters, optimizer state and gradients.
+      report: None if the step was not compiled.
+    """
 
     layout: Layout
     estimate: Bounds
@@ -56,7 +60,7 @@ class Candidate(NamedTuple):
     report: TrainReport | None = None
 
     def bound(self, chip: Chip) -> Bounds:
-        """By the compiled program, else by the estimate."""
+        """Bounds of the compiled step if there is one, else the estimate."""
         compiled = self.report is not None and self.report.cost is not None
         return self.report.bounds(chip, math.prod(self.layout)) if compiled else self.estimate
 
@@ -73,8 +77,8 @@ def search(
     chip: Chip,
     compiled: int,
 ) -> list[Candidate]:
-    """The legal layouts of `devices`, whatever config.mesh has, the best `compiled` of them by estimate compiled, best
-    first; says how it goes.
+    """All legal layouts of `devices`, best first. The best `compiled` of them by estimate are compiled. Ignores
+    config.mesh and logs the progress.
 
     Raises:
       ValueError: if no layout is legal, or for a config that cannot be compiled for these devices.
@@ -85,18 +89,18 @@ def search(
         return abstract_model(config, *sides, mesh, jnp.dtype(config.dtype))
 
     found = legal(config, model_for, devices, chip)
-    say(f"{len(found)} legal layouts of {len(devices)} devices; compiling {min(compiled, len(found))} training steps")
-    say(f"computed in {config.dtype}, over float32 parameters")
+    log(f"{len(found)} legal layouts of {len(devices)} devices; compiling {min(compiled, len(found))} training steps")
+    log(f"computed in {config.dtype}, over float32 parameters")
     for number, candidate in enumerate(found[:compiled]):
         begin, mesh = time.monotonic(), make_mesh(**candidate.layout._asdict(), devices=devices)
         found[number] = done = candidate._replace(report=dry_train(config, model_for(mesh), mesh))
         how = f"{1e3 * done.bound(chip).greatest:.2f} ms" if done.fits(chip) else "does not fit"
-        say(f"{number + 1}: {done.layout}: {how} (compiled in {time.monotonic() - begin:.0f} s)")
+        log(f"{number + 1}: {done.layout}: {how} (compiled in {time.monotonic() - begin:.0f} s)")
     return ranked(found, chip)
 
 
 def layouts(count: int) -> Iterator[Layout]:
-    """All of `count` devices."""
+    """All layouts of `count` devices."""
     divisors = [n for n in range(1, count + 1) if count % n == 0]
     return (Layout(count // (f * t), f, t) for f in divisors for t in divisors if (count // f) % t == 0)
 
@@ -107,7 +111,7 @@ def legal(
     """The layouts that divide heads, vocabularies, widths and batch, best estimate first.
 
     Raises:
-      ValueError: if there is none; says why the last was refused.
+      ValueError: if there is none; says why the last layout was refused.
     """
     found, why = [], None
     for layout in layouts(len(devices)):
@@ -125,11 +129,11 @@ def legal(
 
 
 def estimate(model: EncoderDecoder, bucket: Bucket, layout: Layout, held: int, chip: Chip) -> Bounds:
-    """Bounds on a step without compiling it.
+    """Bounds on a training step without compiling it.
 
-    Compute: the model's FLOPs, evenly spread. Memory: the state is read and written, the gathered weights are read in
-    each pass. Network, as each chip sends: weights gathered for both passes and gradients scattered (fsdp), gradients
-    summed (data), the states of each block summed in both passes (tensor).
+    Compute: the model's FLOPs, split evenly. Memory: the state is read and written once, and the gathered weights are
+    read in each pass. Network: each chip sends its weights for both passes and its gradients once (fsdp), and has its
+    part in the sums of gradients (data) and of each block's states in both passes (tensor).
 
     Args:
       held: bytes a chip of float32 parameters.
@@ -155,7 +159,7 @@ def ranked(candidates: Sequence[Candidate], chip: Chip) -> list[Candidate]:
 
 
 def search_json(candidates: Sequence[Candidate], chip: Chip) -> list[dict[str, Any]]:
-    """For --output: each layout with its bounds in seconds, and whether it was compiled and fits."""
+    """Each layout with its bounds in seconds, and whether it was compiled and fits, as --output writes them."""
     rows = []
     for c in candidates:
         memory = c.report and c.report.memory
@@ -167,7 +171,7 @@ def search_json(candidates: Sequence[Candidate], chip: Chip) -> list[dict[str, A
 
 
 def search_table(candidates: Sequence[Candidate], chip: Chip) -> str:
-    """One line a layout: its bounds in ms, MFU bound, GiB a chip."""
+    """A line for each layout: bounds in ms, MFU bound, GiB a chip."""
     lines = ["replica x data  fsdp  tensor  compute  memory  network  bound ms   MFU %  GiB a chip"]
     for c in candidates:
         times, compiled = c.bound(chip), c.report is not None

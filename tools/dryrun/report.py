@@ -1,4 +1,4 @@
-"""A dry run's figures as a table for a reader and as JSON."""
+"""The figures of a dry run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from seq2seq_jax.config import TrainConfig
-from seq2seq_jax.lab.dryrun import (
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.training.setup import abstract_state, make_training
+from seq2seq_jax.weights.loading import abstract_params
+from tools.dryrun.chips import Chip
+from tools.dryrun.compile import (
     STEPS,
     Bounds,
     DecodeReport,
@@ -23,17 +27,15 @@ from seq2seq_jax.lab.dryrun import (
     dry_decode,
     dry_train,
 )
-from seq2seq_jax.lab.dryrun_chips import Chip
-from seq2seq_jax.lab.dryrun_hlo import Cost
-from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.training.setup import abstract_state, make_training
-from seq2seq_jax.weights.loading import abstract_params
-
-GATHERED = "cache exchanged"
+from tools.dryrun.cost import Cost
 
 
 class Setting(NamedTuple):
-    """For what it was compiled. total, trained: parameters. mesh: sizes of its axes."""
+    """What was compiled, and for what.
+
+    Attributes:
+      mesh: the sizes of its axes. total, trained: numbers of parameters. target: the devices, as the table names them.
+    """
 
     chip: Chip
     mesh: Mapping[str, int]
@@ -55,12 +57,12 @@ def report(
     parts: Sequence[str] = ("train", "decode"),
     search_dtype: Any = jnp.float32,
 ) -> dict[str, Any]:
-    """Compiles the `parts` of a run on the config's mesh of `devices`, and tells what `table` shows.
+    """Compiles the `parts` of a run on the config's mesh of `devices`, and returns the figures that `table` shows.
 
     Args:
-      sides: the contents of the config.json of encoder and decoder.
-      target: what the devices are, for the reader.
-      search_dtype: what the search is computed in; float32 is that of a run's evaluation and of generate.py.
+      sides: the content of the config.json of encoder and decoder.
+      target: the devices, as the table names them.
+      search_dtype: the dtype of the search; a run's evaluation and scripts/generate.py compute in float32.
 
     Raises:
       ValueError: for a config that cannot be compiled for these devices.
@@ -78,7 +80,7 @@ def report(
 
 
 def train_json(report: TrainReport, setting: Setting) -> dict[str, Any]:
-    """Figures of a step; bytes, FLOPs and bounds are a chip's unless they say otherwise."""
+    """The figures of a training step. Bytes, FLOPs and bounds are those of one chip unless the name says otherwise."""
     bucket, chips = report.bucket, setting.chips
     out = {
         "batch": {"rows": bucket.rows, "source": bucket.source_length, "target": bucket.target_length},
@@ -100,7 +102,7 @@ def train_json(report: TrainReport, setting: Setting) -> dict[str, Any]:
 
 
 def decode_json(report: DecodeReport, setting: Setting) -> dict[str, Any]:
-    """Figures of a search; `seconds` of one step at the full capacity."""
+    """The figures of a search. `seconds` are those of one step at the full capacity."""
     out = {
         "batch": {"rows": report.rows, "source": report.source, "beams": report.beams, "capacity": report.capacity},
         "dtype": report.dtype,
@@ -118,7 +120,7 @@ def decode_json(report: DecodeReport, setting: Setting) -> dict[str, Any]:
 
 
 def as_json(train: TrainReport | None, decode: DecodeReport | None, setting: Setting) -> dict[str, Any]:
-    """The whole report, for --output."""
+    """All figures, as --output writes them."""
     out = {
         "target": setting.target,
         "chip": setting.chip.name,
@@ -146,14 +148,14 @@ def _cost(cost: Cost, times: Bounds) -> dict[str, Any]:
         "bytes_moved": cost.bytes,
         "bytes_sent": cost.sent,
         "custom_kernels": cost.kernels,
-        "collectives": exchanged(cost),
+        "collectives": collectives_by_kind(cost),
         "seconds": times._asdict(),
         "bound": {"seconds": times.greatest, "by": times.limit},
     }
 
 
-def exchanged(cost: Cost) -> dict[str, dict[str, float]]:
-    """By kind: how many collectives, and the bytes that a chip sends for them."""
+def collectives_by_kind(cost: Cost) -> dict[str, dict[str, float]]:
+    """For each kind of collective, how often it is run and the bytes that a chip sends for it."""
     counts, sent = Counter(), Counter()
     for collective, count in cost.collectives.items():
         counts[collective.kind] += count
@@ -162,7 +164,7 @@ def exchanged(cost: Cost) -> dict[str, dict[str, float]]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """What `as_json` gives, for a reader."""
+    """The figures of `as_json` as text, one a line."""
     mesh = " x ".join(f"{name} {size}" for name, size in figures["mesh"].items())
     rows = [
         ("devices", f"{figures['target']}; {figures['chips']} chips, figures of a {figures['chip']}"),
@@ -212,7 +214,7 @@ def _section(part: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[tu
     else:
         yield "  before the first step", _seconds(max(part["seconds_before_the_first_step"].values()))
         yield "  tokens/s bound", f"{part['tokens_per_second_bound']:,.0f} written"
-        yield f"  {GATHERED}", f"{part['cache_gathers']} times in a step"
+        yield "  cache exchanged", f"{part['cache_gathers']} times in a step"
 
 
 def _bytes(count: float | None) -> str:

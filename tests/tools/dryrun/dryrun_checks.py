@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 OUTPUT = sys.argv[1]
 BERT = {
     "model_type": "bert",
@@ -53,12 +53,13 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from seq2seq_jax.config import TrainConfig, from_mapping  # noqa: E402
-from seq2seq_jax.lab import dryrun, dryrun_search  # noqa: E402
-from seq2seq_jax.lab.dryrun_chips import CHIPS  # noqa: E402
 from seq2seq_jax.parallel.mesh import make_mesh  # noqa: E402
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs  # noqa: E402
 from seq2seq_jax.training.setup import abstract_state, make_training  # noqa: E402
 from seq2seq_jax.weights.loading import abstract_params  # noqa: E402
+from tools.dryrun import compile as dryrun  # noqa: E402
+from tools.dryrun import mesh_search  # noqa: E402
+from tools.dryrun.chips import CHIPS  # noqa: E402
 
 values = {"encoder": "x", "decoder": "x", "data": {"train": "x", "max_source_length": 16, "max_target_length": 8}}
 values |= {"batch": {"size": 16}, "num_steps": 1, "optimizer": {"freeze": ("encoder.embeddings",)}}
@@ -102,20 +103,20 @@ dryrun.engine.step_function = step_function
 held("exchanges of the cache are counted")
 
 chip = CHIPS["v5e"]
-candidates = dryrun_search.legal(config, lambda m: dryrun.abstract_model(config, BERT, BERT, m, jnp.float32),
+candidates = mesh_search.legal(config, lambda m: dryrun.abstract_model(config, BERT, BERT, m, jnp.float32),
                                  jax.devices(), chip)  # fmt: skip
 found = {tuple(c.layout) for c in candidates}
 # 4 heads: tensor is 1, 2 or 4; all widths divide, and 16 rows.
 assert found == {(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0} - {(1, 1, 8)}
 times = [c.estimate.greatest for c in candidates]
 assert times == sorted(times)
-table = dryrun_search.search_table(candidates, chip)
+table = mesh_search.search_table(candidates, chip)
 assert table.count("(estimate)") == len(candidates) and "does NOT fit" not in table
 small = chip._replace(memory=1000)
-assert dryrun_search.search_table(candidates, small).count("does NOT fit") == len(candidates)
+assert mesh_search.search_table(candidates, small).count("does NOT fit") == len(candidates)
 held("all legal meshes")
 try:
-    dryrun_search.legal(from_mapping(TrainConfig, {**values, "batch": {"size": 3}}),
+    mesh_search.legal(from_mapping(TrainConfig, {**values, "batch": {"size": 3}}),
                         lambda m: model, jax.devices(), chip)  # fmt: skip
     raise AssertionError("a batch of 3 was split")
 except ValueError as error:

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from seq2seq_jax.lab import decoding, side_by_side
-from seq2seq_jax.lab.decoding import HEADLINES, Result, Row, measure, parse_rows, table
-from seq2seq_jax.lab.peers.harness import written
-from seq2seq_jax.lab.peers.processes import Peer, environment
-from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, Size, parse_systems
-from seq2seq_jax.lab.side_by_side import Options, Rates
+from tools.benchmarks import decoding, side_by_side
+from tools.benchmarks.decoding import HEADLINES, Result, Row, measure, parse_rows, table
+from tools.benchmarks.peers.harness import count_tokens
+from tools.benchmarks.peers.processes import Peer, environment
+from tools.benchmarks.peers.systems import SIZES, SYSTEMS, Size, parse_systems
+from tools.benchmarks.side_by_side import Options, Rates
 
 TINY = Size(layers=2, hidden=4, heads=2, intermediate=8, vocab=10, positions=16)
 ROW = Row("tiny", batch=1, beams=2, source=3, steps=2)
@@ -72,13 +72,13 @@ def test_floor():
     # Encoder, a layer: 3 tokens through four 4 x 4 and two 4 x 8 kernels, 2 FLOPs each; scores and sums over 3 x 3.
     # Then keys and values of the 3 states for each decoder layer.
     layer = 2 * 3 * (4 * 16 + 2 * 32) + 2 * 2 * 9 * 4
-    assert decoding.work_before(TINY, ROW) == 2 * (layer + 2 * 3 * 2 * 16) == 2208
+    assert decoding.source_flops(TINY, ROW) == 2 * (layer + 2 * 3 * 2 * 16) == 2208
     # A step, a layer: 2 beams through six 4 x 4 and two 4 x 8 kernels; attention over 1 and 3 positions. Then the head.
     flops = 2 * (2 * 2 * (6 * 16 + 2 * 32) + 2 * 2 * 2 * (1 + 3) * 4) + 2 * 2 * (16 + 40)
     # Kernels; keys and values that 2 beams wrote, and those of 3 source positions, once.
     numbers = 2 * (6 * 16 + 2 * 32) + 16 + 40 + 2 * (2 * 2 * 1 * 4 + 2 * 3 * 4)
-    assert decoding.work_of_step(TINY, ROW, 1, width=4) == (flops, 4 * numbers) == (1760, 1824)
-    assert decoding.work_of_step(TINY, ROW, 2, width=2) == (1824, 2 * 488)
+    assert decoding.step_work(TINY, ROW, 1, width=4) == (flops, 4 * numbers) == (1760, 1824)
+    assert decoding.step_work(TINY, ROW, 2, width=2) == (1824, 2 * 488)
     by_memory = decoding.floor_seconds(TINY, ROW, Rates(flops=1e6, bandwidth=10.0), width=4)
     assert by_memory == pytest.approx(2208 / 1e6 + (1824 + 4 * 488) / 10)
     by_arithmetic = decoding.floor_seconds(TINY, ROW, Rates(flops=10.0, bandwidth=1e6), width=4)
@@ -116,9 +116,9 @@ def test_growth():
     )
 
 
-def test_written():
-    assert written(np.array([[1, 5, 0, 7, 0], [1, 5, 0, 0, 0]]), pad=0) == 2 * 3
-    assert written(np.array([[1, 0, 0]]), pad=0) == 0
+def test_count_tokens():
+    assert count_tokens(np.array([[1, 5, 0, 7, 0], [1, 5, 0, 0, 0]]), pad=0) == 2 * 3
+    assert count_tokens(np.array([[1, 0, 0]]), pad=0) == 0
 
 
 def test_environment(tmp_path):

@@ -1,4 +1,4 @@
-"""The systems that are compared, the models that they decode, and how they are started."""
+"""The systems that are compared, the sizes of their models, and how their processes are started."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from seq2seq_jax.config import nearest
 from seq2seq_jax.config.validation import check
-from seq2seq_jax.lab.peers.processes import Peer, environment, say, written
+from tools.benchmarks.peers.processes import Peer, environment, make_model
+from tools.log import log
 
 
 class Size(NamedTuple):
-    """Both sides of a pair: layers of each, widths, vocabulary, positions."""
+    """The size of both sides of a pair."""
 
     layers: int
     hidden: int
@@ -26,7 +27,7 @@ class Size(NamedTuple):
 
     @property
     def bert(self) -> dict[str, Any]:
-        """A side as BERT's config.json says it."""
+        """A side as the content of a config.json of BERT."""
         return {
             "model_type": "bert",
             "vocab_size": self.vocab,
@@ -45,13 +46,13 @@ DTYPES = {"cpu": "float32", "gpu": "bfloat16"}  # by device
 
 
 class System(NamedTuple):
-    """One column of the comparison.
+    """One system of the comparison.
 
     Attributes:
-      peer: names the environment and the programs, `<peer>_decode.py` and `<peer>_train.py`.
-      decode, train: the devices ("cpu", "gpu") on which it does that here.
-      bart: decodes a BART, not a pair of BERTs. corpus: can decode a pair's texts.
-      setting: what its `load` is told beyond device, dtype, threads and directory.
+      peer: the name of its environment and of its programs, `<peer>_decode.py` and `<peer>_train.py`.
+      decode, train: the devices ("cpu", "gpu") on which it decodes and trains here.
+      bart: whether it decodes a BART in place of a pair of BERTs. corpus: whether it can decode a pair's texts.
+      setting: arguments of its `load` beyond device, dtype, threads and directory.
     """
 
     name: str
@@ -78,10 +79,10 @@ SYSTEMS = {
 
 
 def parse_systems(names: Iterable[str], device: str, work: str = "decode") -> tuple[System, ...]:
-    """Systems by name; none: all that do `work` ("decode" or "train") on `device`.
+    """The systems of these names; without names, all that do `work` ("decode" or "train") on `device`.
 
     Raises:
-      ValueError: for an unknown name, or one that does not do it there.
+      ValueError: for an unknown name, or for a system that does not do `work` on `device`.
     """
     able = {name: system for name, system in SYSTEMS.items() if device in getattr(system, work)}
     for name in names:
@@ -100,14 +101,14 @@ def started(
     work: str = "decode",
     **setting: Any,
 ) -> Iterator[dict[str, Peer]]:
-    """The systems' processes by name, each with its model read; they are ended at the end of the block.
+    """Starts the systems' processes, each with its model loaded, and ends them after the block. Gives them by name.
 
     Args:
-      size: of `SIZES` (random weights, the same for all but CTranslate2), or the directory of a pair.
-      environments: of the others; models are kept there too.
+      size: one of `SIZES` (random weights, the same for all but CTranslate2), or the directory of a pair.
+      environments: the directory of the other systems' environments; models are kept there too.
       in_place: all use the running Python.
-      work: "decode", or "train" (the parameters are float32 then, whatever is computed in).
-      setting: told to every system.
+      work: "decode" or "train". In training the parameters are float32, whatever the dtype of the computation.
+      setting: further arguments of every system's `load`.
     """
     stored = "float32" if work == "train" else DTYPES[device]
     common = {"device": device, "dtype": DTYPES[device], "threads": len(os.sched_getaffinity(0))}
@@ -121,17 +122,17 @@ def started(
     with ExitStack() as stack:
         peers = {}
         for system in systems:
-            say(f"starting {system.name} ({size})")
-            told = {**common, **setting, "directory": str(directories[system.name]), **system.setting}
-            peers[system.name] = Peer(system.name, pythons[system.name], f"{system.peer}_{work}.py", told)
+            log(f"starting {system.name} ({size})")
+            arguments = {**common, **setting, "directory": str(directories[system.name]), **system.setting}
+            peers[system.name] = Peer(system.name, pythons[system.name], f"{system.peer}_{work}.py", arguments)
             stack.callback(peers[system.name].close)
         yield peers
 
 
 def _model(system: System, size: str, python: Path, environments: Path, dtype: str) -> Path:
-    """The directory of a model with random weights, written if need be."""
+    """The directory of a model with random weights, which is written if it does not exist."""
     content, models = json.dumps(SIZES[size]._asdict()), environments / "models"
     if system.bart:
-        return written(models / f"bart-{size}", python, "convert_bart.py", content)
+        return make_model(models / f"bart-{size}", python, "convert_bart.py", content)
     ours = environment("ours", environments)
-    return written(models / f"pair-{size}-{dtype}", ours, "write_pair.py", dtype, content)
+    return make_model(models / f"pair-{size}-{dtype}", ours, "write_pair.py", dtype, content)
