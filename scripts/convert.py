@@ -10,7 +10,7 @@ from absl import app, flags, logging
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import parse_settings
-from seq2seq_jax.data.text import TARGET_FOLDER
+from seq2seq_jax.text.tokenizer import TARGET_FOLDER
 from seq2seq_jax.weights.files import local_directory
 
 FLAGS = flags.FLAGS

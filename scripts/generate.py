@@ -38,12 +38,12 @@ import process_flags
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from seq2seq_jax.data.text_files import KINDS, kind_of, text_lines
 from seq2seq_jax.evaluation.corpus import Meter
 from seq2seq_jax.evaluation.line_decoder import LineDecoder
 from seq2seq_jax.evaluation.lines import Lines, windows
 from seq2seq_jax.evaluation.mbr import UTILITIES
 from seq2seq_jax.evaluation.partial import Share, write_windows
+from seq2seq_jax.text.files import KINDS, kind_of, text_lines
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)

@@ -10,7 +10,6 @@ from seq2seq_jax.config import (
     LayerSettings,
     TransformerConfig,
 )
-from seq2seq_jax.data.text import Tokenizer, load_tokenizer
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.decoding.scoring import ScoreOutput, cross_attentions, score, transition_scores
@@ -18,6 +17,7 @@ from seq2seq_jax.families.registry import families
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderOutput
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.targets import shift_tokens_right
+from seq2seq_jax.text.tokenizer import Tokenizer, load_tokenizer
 from seq2seq_jax.weights.pretrained import (
     Pretrained,
     from_encoder_decoder_configs,

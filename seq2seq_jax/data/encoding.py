@@ -11,8 +11,9 @@ import datasets
 import numpy as np
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data import long_text, text
-from seq2seq_jax.data.text import Tokenizer
+from seq2seq_jax.text import long_texts
+from seq2seq_jax.text import tokenizer as tokenizer_module
+from seq2seq_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,10 @@ def _key(pairs: datasets.Dataset, source: Tokenizer, target: Tokenizer, settings
     parts = [pairs._fingerprint, *(f"{name}={getattr(settings, name)!r}" for name in wanted)]
     for tokenizer in (source, target):
         parts += [tokenizer.backend.to_str(), tokenizer.truncation_side, json.dumps(tokenizer.end_id)]
-    parts += [Path(module).read_text(encoding="utf-8") for module in (__file__, text.__file__, long_text.__file__)]
+    parts += [
+        Path(module).read_text(encoding="utf-8")
+        for module in (__file__, tokenizer_module.__file__, long_texts.__file__)
+    ]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -13,8 +13,8 @@ import datasets
 import pyarrow as pa
 
 from seq2seq_jax.config import nearest
-from seq2seq_jax.data import text_files
-from seq2seq_jax.data.text_files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of, read_records
+from seq2seq_jax.text import files as text_files
+from seq2seq_jax.text.files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of, read_records
 
 SHIPPED = {f"debian-synopsis:{split}": f"synopsis.{split}.jsonl.xz" for split in ("train", "validation")}
 REMEDY = "set data.source_field and data.target_field, or mend the data"
@@ -30,7 +30,7 @@ def load_pairs(
 
     Args:
       name: a .jsonl, .csv, .tsv or .parquet file (all but Parquet also as .gz, .bz2, .xz or .zst; see
-        `data.text_files`); a shipped set ("debian-synopsis:train", "debian-synopsis:validation"); a directory or hub id
+        `text.files`); a shipped set ("debian-synopsis:train", "debian-synopsis:validation"); a directory or hub id
         with a split ("owner/name:train").
       source_field, target_field: the columns; within objects as "translation.de".
       subset: which configuration of a hub data set.

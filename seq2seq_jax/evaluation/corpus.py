@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
-from seq2seq_jax.data.text import Tokenizer, Tokenizers, pad
 from seq2seq_jax.decoding.scoring import transition_scores, written
 from seq2seq_jax.parallel.multihost import to_host
+from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers, pad
 from seq2seq_jax.weights.pretrained import Pretrained
 
 # The narrowest batch. Wider ones are 3/2, 2, 3, 4, 6, 8 ... times as wide: few shapes, few compilations.

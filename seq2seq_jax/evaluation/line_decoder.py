@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.evaluation.corpus import Decoded, decode_rows, encode_sources
 from seq2seq_jax.evaluation.lines import one_line
 from seq2seq_jax.evaluation.mbr import minimum_bayes_risk, named_utility
+from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers
 from seq2seq_jax.weights.pretrained import Pretrained
 
 

@@ -16,11 +16,11 @@ from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.lab.peers.processes import Peer, say
 from seq2seq_jax.lab.peers.systems import SIZES, SYSTEMS, started
 from seq2seq_jax.lab.side_by_side import Options
 from seq2seq_jax.lab.training import LEARNING_RATE, model_of
+from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training.flops import useful_flops
 
 SIZE = "small"

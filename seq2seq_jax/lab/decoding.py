@@ -222,7 +222,7 @@ def _random_ids(row: Row) -> _Task:
 
 def _texts(row: Row, options: Options) -> _Task:
     from seq2seq_jax.data.sources import load_pairs  # the other rows need no `datasets`
-    from seq2seq_jax.data.text import Tokenizers
+    from seq2seq_jax.text.tokenizer import Tokenizers
     from seq2seq_jax.weights.files import read_json
     from seq2seq_jax.weights.hf_config import pair_from_hf
 

@@ -20,6 +20,7 @@ from seq2seq_jax.decoding.generate import GenerateOutput, compile_generate, gene
 from seq2seq_jax.families import registry
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
+from seq2seq_jax.text.tokenizer_files import plain_strings
 from seq2seq_jax.weights import hf_config, initialization, native
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json
 from seq2seq_jax.weights.gguf_files import find_gguf, open_checkpoint, read_config
@@ -28,7 +29,6 @@ from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.saving import ASIDE, EXTRAS
 from seq2seq_jax.weights.soundness import check_not_quantised
 from seq2seq_jax.weights.state_dicts import rooted
-from seq2seq_jax.weights.tokenizer_files import plain_strings
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from absl.testing import flagsaver
 from checkpoints import BERT, make_pair
 
 from seq2seq_jax.config import GenerationConfig
-from seq2seq_jax.data.text import load_tokenizer, pad
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.evaluation.corpus import decode_texts
 from seq2seq_jax.evaluation.line_decoder import LineDecoder
@@ -30,6 +29,7 @@ from seq2seq_jax.evaluation.lines import one_line
 from seq2seq_jax.evaluation.mbr import minimum_bayes_risk
 from seq2seq_jax.evaluation.partial import directory_of
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.text.tokenizer import load_tokenizer, pad
 from seq2seq_jax.training.checkpoints import load_trained
 from seq2seq_jax.weights.pretrained import quantize
 from seq2seq_jax.weights.saving import save_pretrained

@@ -12,11 +12,11 @@ from checkpoints import TOKENS
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import Tokenizers, pad
 from seq2seq_jax.evaluation import evaluate as evaluation
 from seq2seq_jax.evaluation import loss
 from seq2seq_jax.losses import IGNORED
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.text.tokenizer import Tokenizers, pad
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained
 
 CHUNK, ROWS = 3, 8

@@ -15,11 +15,11 @@ from checkpoints import BERT, make_pair
 from seq2seq_jax.config import DataConfig, GenerationConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import load_tokenizer
 from seq2seq_jax.evaluation.evaluate import evaluate
 from seq2seq_jax.evaluation.line_decoder import LineDecoder
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.text.tokenizer import load_tokenizer
 from seq2seq_jax.training.checkpoints import load_trained
 from seq2seq_jax.weights.loading import abstract_params
 from seq2seq_jax.weights.saving import save_pretrained

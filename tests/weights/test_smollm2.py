@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.data.text import load_tokenizer, pad
+from seq2seq_jax.text.tokenizer import load_tokenizer, pad
 from seq2seq_jax.weights.gguf_files import read_config
 from seq2seq_jax.weights.pretrained import from_encoder_decoder_pretrained
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from seq2seq_jax.weights import sentencepiece_model
+from seq2seq_jax.text import sentencepiece_model
+from seq2seq_jax.text.tokenizer_classes import KINDS
+from seq2seq_jax.text.tokenizer_parts import QWEN2_WORDS, Context
 from seq2seq_jax.weights.gguf_files import GgufFile, read_gguf
 from seq2seq_jax.weights.gguf_models import architecture
-from seq2seq_jax.weights.tokenizer_kinds import KINDS
-from seq2seq_jax.weights.tokenizer_parts import QWEN2_WORDS, Context
 
 CONTROL, USER_DEFINED = 3, 4
 NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

@@ -4,7 +4,7 @@ import pytest
 from gguf_tokenizer_files import TEXTS, byte_pairs, sentence_pieces
 from tokenizer_layouts import CORPUS, assert_same
 
-from seq2seq_jax.data.text import load_tokenizer
+from seq2seq_jax.text.tokenizer import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-from seq2seq_jax.weights.sentencepiece_model import SentencePieceModel
+from seq2seq_jax.text.sentencepiece_model import SentencePieceModel
 
 Scores = list[tuple[str, float]]
 

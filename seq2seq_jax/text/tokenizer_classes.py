@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-from seq2seq_jax.weights import tokenizer_parts as parts
-from seq2seq_jax.weights.tokenizer_parts import Context, Scores
+from seq2seq_jax.text import tokenizer_parts as parts
+from seq2seq_jax.text.tokenizer_parts import Context, Scores
 
 WORD_PIECE, BPE, UNIGRAM = "WordPiece", "BPE", "Unigram"
 # The vocabulary where there is no tokenizer.json: word pieces, byte-level BPE, sentencepiece under any of its names.

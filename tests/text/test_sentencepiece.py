@@ -5,9 +5,9 @@ import shutil
 import pytest
 from tokenizer_layouts import CORPUS, TRAINING, assert_same, token, write_json
 
-from seq2seq_jax.data.text import Tokenizers, load_tokenizer
-from seq2seq_jax.weights.sentencepiece_model import read_sentencepiece
-from seq2seq_jax.weights.tokenizer_kinds import KINDS
+from seq2seq_jax.text.sentencepiece_model import read_sentencepiece
+from seq2seq_jax.text.tokenizer import Tokenizers, load_tokenizer
+from seq2seq_jax.text.tokenizer_classes import KINDS
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")

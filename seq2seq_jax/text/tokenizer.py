@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from seq2seq_jax.data.long_text import is_long, tokenize_long
-from seq2seq_jax.weights import tokenizer_files
+from seq2seq_jax.text import tokenizer_files
+from seq2seq_jax.text.long_texts import is_long, tokenize_long
 from seq2seq_jax.weights.files import local_directory
 
 # Where the two sides of a pair have different tokenizers, the source's lies at the root and the target's here.
@@ -99,7 +99,7 @@ class Tokenizer:
         """`encode` with a max_length, and how many tokens each whole text has, special ones aside.
 
         Of a very long text only the beginning (or the end) is tokenized, so that its length costs neither time nor
-        memory: see `data.long_text`. Its count is then too low, but above both `count_to` and `max_length`.
+        memory: see `text.long_texts`. Its count is then too low, but above both `count_to` and `max_length`.
 
         Args:
           truncation_side: the side that loses tokens, if it is not the tokenizer's own.

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-from seq2seq_jax.weights import sentencepiece_model
-from seq2seq_jax.weights.gguf_files import find_gguf
-from seq2seq_jax.weights.gguf_tokenizer import read_gguf_tokenizer
-from seq2seq_jax.weights.sentencepiece_model import SentencePieceModel, read_sentencepiece
-from seq2seq_jax.weights.tokenizer_kinds import (
+from seq2seq_jax.text import sentencepiece_model
+from seq2seq_jax.text.gguf_tokenizer import read_gguf_tokenizer
+from seq2seq_jax.text.sentencepiece_model import SentencePieceModel, read_sentencepiece
+from seq2seq_jax.text.tokenizer_classes import (
     AS_FILED,
     BPE,
     CLASSES,
@@ -28,7 +27,8 @@ from seq2seq_jax.weights.tokenizer_kinds import (
     WORD_PIECE,
     Kind,
 )
-from seq2seq_jax.weights.tokenizer_parts import Context
+from seq2seq_jax.text.tokenizer_parts import Context
+from seq2seq_jax.weights.gguf_files import find_gguf
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"

@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from seq2seq_jax.data.text import Tokenizer
+from seq2seq_jax.text.tokenizer import Tokenizer
 
 WORDS = "the quick brown fox, jumps over the lazy dogs' backs. Größe für Äpfel 12345 "
 LENGTH = 8
