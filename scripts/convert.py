@@ -33,7 +33,7 @@ def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
     """The tokenizer beside the weights, if there is one."""
     try:
         return s2s.load_tokenizer(path, side=side)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"no {side} tokenizer is written: {error}")
         return None
 

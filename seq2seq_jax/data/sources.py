@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 
 from seq2seq_jax.config import nearest
+from seq2seq_jax.config.validation import first_line
 from seq2seq_jax.text import files as text_files
 from seq2seq_jax.text.files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of, read_records
 
@@ -102,7 +103,7 @@ def _read_split(name: str, subset: str | None, fields: tuple[str, str]) -> datas
     except Exception as error:  # network, hub and builders raise many kinds
         raise FileNotFoundError(
             f"there is no split {split!r} of a data set {repository!r} to be had"
-            f" ({text_files.reason_of(error)}); give a directory or hub id"
+            f" ({first_line(error)}); give a directory or hub id"
             f" with one of its splits, or a shipped set: {nearest(name, SHIPPED)}"
         ) from error
     return _select(found, name, fields) if files is None else _read_files(files, fields)

@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from seq2seq_jax.config.validation import first_line
+
 # Each kind of file with fields, by its suffix, and each compression.
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
@@ -184,8 +186,8 @@ class _Lines:
             return self._file.readline() if size is None else self._file.read(size)
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(
-                f"{self._name}, line {self.place.line}: the archive is cut short or damaged ({reason_of(error)}); fetch"
-                " or write it again"
+                f"{self._name}, line {self.place.line}: the archive is cut short or damaged ({first_line(error)});"
+                " fetch or write it again"
             ) from error
 
 
@@ -193,10 +195,6 @@ def _is_utf16(raw: bytes) -> bool:
     """By its byte order mark, or by the zero bytes of two ASCII characters."""
     marked = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     return marked or (len(raw) >= 4 and (raw[0] == raw[2] == 0 != raw[1] or raw[1] == raw[3] == 0 != raw[0]))
-
-
-def reason_of(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _json_lines(path: Path, lines: _Lines, fields: Sequence[str], remedy: str) -> Iterator[Record]:
@@ -290,7 +288,7 @@ def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[Place, li
         except StopIteration:
             return
         except csv.Error as error:
-            reason = reason_of(error).partition(" - ")[0]
+            reason = first_line(error).partition(" - ")[0]
             if reason == "unexpected end of data":
                 reason = "a quote that opens in this row is never closed"
             raise ValueError(
@@ -318,7 +316,7 @@ def _parquet(path: Path, fields: Sequence[str], start: Place, remedy: str) -> It
                         yield Record(Place(number, number + 1), texts)
                 row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet ({reason_of(error)}); fetch or write it again") from error
+        raise ValueError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch or write it again") from error
 
 
 def check_text_type(schema: pa.Schema, field: str, where: str, remedy: str) -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from seq2seq_jax.text import sentencepiece_model
-from seq2seq_jax.text.tokenizer_classes import KINDS
-from seq2seq_jax.text.tokenizer_parts import QWEN2_WORDS, Context
+from seq2seq_jax.text.tokenizer_classes import QWEN2_WORDS
 from seq2seq_jax.weights.gguf_files import GgufFile, read_gguf
 from seq2seq_jax.weights.gguf_models import architecture
 
@@ -126,8 +124,7 @@ def _byte_level(file: GgufFile, said: dict[str, Any], named: dict[str, str | Non
 
 def _sentencepiece(file: GgufFile, said: dict[str, Any], named: dict[str, str | None]) -> Tokenizer:
     """BPE of sentencepiece, whose merges follow from the vocabulary, the highest score first."""
-    gemma = architecture(file).startswith("gemma")
-    kind, tokens = KINDS["Gemma" if gemma else "Llama"], said["tokens"]
+    gemma, tokens = architecture(file).startswith("gemma"), said["tokens"]
     if gemma:  # runs of spaces are spelt out, and the order of merges is that of the ids
         tokens = ["\u2581" * len(t) if " " in t and not t.strip() else t for t in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -135,15 +132,34 @@ def _sentencepiece(file: GgufFile, said: dict[str, Any], named: dict[str, str | 
     if "merges" in said:
         merges = [tuple(merge.split(" ")) for merge in said["merges"]]
     else:
-        merges = sentencepiece_model.merges(vocab, dict(zip(tokens, scores)))
-    unk = {"unk_token": named["unk_token"] or kind.tokens["unk_token"]} if kind.named_unk else {}
-    backend = _made(file, lambda: models.BPE(vocab, merges, **kind.options, **unk))
-    context = Context({"add_prefix_space": said.get("add_space_prefix", True)}, named, b"", None, "source")
-    for step in ("normalizer", "pre_tokenizer", "decoder"):
-        made = getattr(kind, step)(context)
-        if made is not None:
-            setattr(backend, step, made)
+        merges = _merges(vocab, dict(zip(tokens, scores)))
+    unk = {"unk_token": named["unk_token"] or "<unk>"} if gemma else {}
+    backend = _made(file, lambda: models.BPE(vocab, merges, fuse_unk=True, byte_fallback=True, **unk))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if gemma:
+        backend.normalizer = normalizers.Replace(" ", "\u2581")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        first = said.get("add_space_prefix", True)
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "first" if first else "never", split=False)
+        steps += [decoders.Strip(" ", 1, 0)] if first else []
+    backend.decoder = decoders.Sequence(steps)
     return backend
+
+
+def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
+    """The merges of a BPE vocabulary, which sentencepiece does not store: each way to make a piece of two others.
+
+    Source: `generate_merges` of transformers 5. A piece of a higher score is merged earlier.
+    """
+    found = []
+    for piece in vocab:
+        pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
+        pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        found += [(scores[piece], len(left), len(right), left, right) for left, right in pairs]
+    found.sort(key=lambda merge: merge[:3], reverse=True)
+    return [merge[3:] for merge in found]
 
 
 def _made(file: GgufFile, make: Any) -> Tokenizer:

@@ -1,4 +1,8 @@
-"""How each of torch's tokenizer classes cuts a text, as data; source: tokenization_*.py of transformers 5."""
+"""transformers' tokenizer classes, as data; source: tokenization_*.py of transformers 5.
+
+`BUILT` are the classes that are built here from `vocab.txt`, or from `vocab.json` and `merges.txt`. Of every other
+class only the names of its special tokens are needed, for a `tokenizer.json` whose small files do not name them.
+"""
 
 from __future__ import annotations
 
@@ -8,341 +12,142 @@ from typing import Any
 
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-from seq2seq_jax.text import tokenizer_parts as parts
-from seq2seq_jax.text.tokenizer_parts import Context, Scores
+Settings = Mapping[str, Any]  # what tokenizer_config.json and special_tokens_map.json say
 
-WORD_PIECE, BPE, UNIGRAM = "WordPiece", "BPE", "Unigram"
-# The vocabulary where there is no tokenizer.json: word pieces, byte-level BPE, sentencepiece under any of its names.
+WORD_PIECE, BPE = "WordPiece", "BPE"
 VOCAB_TXT, MERGES = ("vocab.txt",), ("vocab.json", "merges.txt")
-SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "tokenizer.model")
-MARIAN = ("source.spm", "target.spm", "vocab.json")
+AS_FILED = "PreTrainedTokenizerFast"  # the class that takes a tokenizer.json as it is
+
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
-def _nothing(_: Context) -> None:
+def _no_normalizer(_: Settings) -> None:
     return None
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A tokenizer class.
+class BuiltClass:
+    """A tokenizer class that is built from its vocabulary.
 
     Attributes:
-      model: "WordPiece", "BPE" or "Unigram".
-      files: where the vocabulary lies if there is no tokenizer.json.
-      tokens: the special tokens where the files do not say.
-      settings: where the files do not say.
-      required: the special tokens that it cannot do without.
-      flags: of special tokens that the files give as mere strings.
-      options: of the model.
-      named_unk: whether a BPE model knows its unknown token; otherwise it drops what it does not know.
-      normalizer, pre_tokenizer, decoder: from the context.
-      around, around_second: what is put around a text, and around a second one after it, by the names of the special
-        tokens; None for what tokenizer.json or add_bos_token and add_eos_token say.
-      filed_around: whether tokenizer.json's post-processor goes before `around`.
-      arrange: the vocabulary made from a sentencepiece model's.
-      unk_id: of a unigram vocabulary.
-      extra: more special tokens, after those of the sentencepiece model.
-      language: the token that "{lang}" stands for in `around`.
-      by_sentencepiece: whether torch asks the sentencepiece library, so that a tokenizer.json does not count.
+      model: "WordPiece" or "BPE" (of bytes).
+      files: the files of the vocabulary if there is no tokenizer.json.
+      tokens: the special tokens if the files do not name them.
+      pre_tokenizer, normalizer: made from the settings.
+      required: the special tokens without which the class cannot work.
+      flags: of special tokens that the files give as plain strings.
+      template: what surrounds a text, by the names of the special tokens; None: what tokenizer.json says, or
+        add_bos_token and add_eos_token. template_second: the same for the second text of a pair of texts.
     """
 
     model: str
     files: tuple[str, ...]
     tokens: Mapping[str, str]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    pre_tokenizer: Callable[[Settings], pre_tokenizers.PreTokenizer]
+    normalizer: Callable[[Settings], normalizers.Normalizer | None] = _no_normalizer
     required: tuple[str, ...] = ()
     flags: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    named_unk: bool = False
-    normalizer: Callable[[Context], normalizers.Normalizer | None] = _nothing
-    pre_tokenizer: Callable[[Context], pre_tokenizers.PreTokenizer | None] = _nothing
-    decoder: Callable[[Context], decoders.Decoder | None] = _nothing
-    around: str | None = None
-    around_second: str = ""
-    filed_around: bool = False
-    arrange: Callable[[Scores, Context], Scores] = lambda pieces, _: pieces
-    unk_id: Callable[[Scores, Context], int] = lambda vocab, _: 0
-    extra: Callable[[Context], list[str]] = lambda _: []
-    language: Callable[[Context], str | None] = _nothing
-    by_sentencepiece: bool = False
+    template: str | None = None
+    template_second: str = ""
+
+    @property
+    def decoder(self) -> decoders.Decoder:
+        return decoders.WordPiece(prefix="##") if self.model == WORD_PIECE else decoders.ByteLevel()
 
 
-def _named(text: str) -> dict[str, str]:
+def _tokens(text: str) -> dict[str, str]:
     """Special tokens from "bos=<s> eos=</s>"."""
     return {f"{key}_token": token for key, token in (part.split("=") for part in text.split())}
 
 
-_BERT = _named("unk=[UNK] sep=[SEP] pad=[PAD] cls=[CLS] mask=[MASK]")
-_ALBERT = _named("bos=[CLS] eos=[SEP] unk=<unk> sep=[SEP] pad=<pad> cls=[CLS] mask=[MASK]")
-_FAIRSEQ = _named("bos=<s> eos=</s> unk=<unk> sep=</s> pad=<pad> cls=<s> mask=<mask>")
+def _bert_normalizer(settings: Settings) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+
+
+def _bert_words(_: Settings) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.BertPreTokenizer()
+
+
+def _byte_level(add_prefix_space: bool = False) -> Callable[[Settings], pre_tokenizers.PreTokenizer]:
+    return lambda settings: pre_tokenizers.ByteLevel(bool(settings.get("add_prefix_space", add_prefix_space)))
+
+
+def _qwen2_words(settings: Settings) -> pre_tokenizers.PreTokenizer:
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+    spaced = settings.get("add_prefix_space") or False
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(spaced, use_regex=False)])
+
+
+_BERT = _tokens("unk=[UNK] sep=[SEP] pad=[PAD] cls=[CLS] mask=[MASK]")
+_DEBERTA = {**_BERT, "bos_token": "[CLS]", "eos_token": "[SEP]"}
+_FAIRSEQ = _tokens("bos=<s> eos=</s> unk=<unk> sep=</s> pad=<pad> cls=<s> mask=<mask>")
+_ALBERT = _tokens("bos=[CLS] eos=[SEP] unk=<unk> sep=[SEP] pad=<pad> cls=[CLS] mask=[MASK]")
 _END = "<|endoftext|>"
 _LSTRIP_MASK = {"mask_token": {"lstrip": True}}
-_PLAIN = {"fuse_unk": False, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
-_PAIR = dict(around="{cls} $A {sep}", around_second="$B:1 {sep}:1")
-_FAIRSEQ_PAIR = dict(around="{bos} $A {eos}", around_second="{eos} $B {eos}")
-_LIBRARY = dict(
-    normalizer=parts.sentencepiece_normalizer,
-    pre_tokenizer=parts.user_symbols,
-    decoder=parts.stripped_decoder,
-    options=dict(fuse_unk=True, ignore_merges=True),  # the latter for the user-defined symbols
-    named_unk=True,
-    unk_id=lambda vocab, c: c.model.unk_id,
-    by_sentencepiece=True,
-)
+_SEP_TWICE = dict(template="{cls} $A {sep}", template_second="{sep} $B {sep}")
+_CLS_SEP = ("cls_token", "sep_token")
 
-AS_FILED = "PreTrainedTokenizerFast"
-
-KINDS: dict[str, Kind] = {
-    "Bert": Kind(
+BUILT: dict[str, BuiltClass] = {
+    "Bert": BuiltClass(
         WORD_PIECE,
         VOCAB_TXT,
         _BERT,
-        required=("unk_token", "cls_token", "sep_token"),
-        normalizer=parts.bert_normalizer,
-        pre_tokenizer=lambda c: pre_tokenizers.BertPreTokenizer(),
-        decoder=lambda c: decoders.WordPiece(prefix="##"),
-        **_PAIR,
+        _bert_words,
+        _bert_normalizer,
+        required=("unk_token", *_CLS_SEP),
+        template="{cls} $A {sep}",
+        template_second="$B:1 {sep}:1",
     ),
-    "MPNet": Kind(
+    "MPNet": BuiltClass(
         WORD_PIECE,
         VOCAB_TXT,
         {**_FAIRSEQ, "unk_token": "[UNK]"},
-        required=("unk_token", "cls_token", "sep_token"),
+        _bert_words,
+        _bert_normalizer,
+        required=("unk_token", *_CLS_SEP),
         flags=_LSTRIP_MASK,
-        normalizer=parts.bert_normalizer,
-        pre_tokenizer=lambda c: pre_tokenizers.BertPreTokenizer(),
-        decoder=lambda c: decoders.WordPiece(prefix="##"),
-        around="{cls} $A {sep}",
-        around_second="{sep} $B {sep}",
+        **_SEP_TWICE,
     ),
-    "GPT2": Kind(BPE, MERGES, _named(f"bos={_END} eos={_END} unk={_END}"), options=_PLAIN, **parts.byte_level()),
-    "Roberta": Kind(
-        BPE,
-        MERGES,
-        _FAIRSEQ,
-        required=("cls_token", "sep_token"),
-        options=_PLAIN,
-        around="{cls} $A {sep}",
-        around_second="{sep} $B {sep}",
-        **parts.byte_level(),
-    ),
-    "Blenderbot": Kind(
-        BPE,
-        MERGES,
-        _FAIRSEQ,
-        flags=_LSTRIP_MASK,
-        options=_PLAIN,
-        **parts.byte_level(True),
-    ),
-    "Deberta": Kind(
-        BPE,
-        MERGES,
-        {**_BERT, "bos_token": "[CLS]", "eos_token": "[SEP]"},
-        required=("cls_token", "sep_token"),
-        options=_PLAIN,
-        around="{cls} $A {sep}",
-        around_second="{sep} $B {sep}",
-        **parts.byte_level(),
-    ),
-    "Qwen2": Kind(
-        BPE,
-        MERGES,
-        _named(f"unk={_END} eos={_END} pad={_END}"),
-        options=_PLAIN,
-        normalizer=lambda c: normalizers.NFC(),
-        pre_tokenizer=parts.qwen2_pre_tokenizer,
-        decoder=lambda c: decoders.ByteLevel(),
-    ),
-    "T5": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _named("eos=</s> unk=<unk> pad=<pad>"),
-        required=("eos_token",),
-        normalizer=parts.rules_only,
-        around="$A {eos}",
-        around_second="$B {eos}",
-        arrange=lambda pieces, c: [*pieces, *((token, 0.0) for token in reversed(parts.t5_ids(c)))],
-        unk_id=lambda vocab, c: 2,
-        extra=parts.t5_ids,
-        **parts.always_metaspace(words=True),
-    ),
-    "XLMRoberta": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _FAIRSEQ,
-        required=("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"),
-        normalizer=parts.rules_only,
-        arrange=parts.fairseq(3),
-        unk_id=lambda vocab, c: 3,
-        **parts.metaspace(words=True),
-        **_FAIRSEQ_PAIR,
-    ),
-    "Camembert": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _FAIRSEQ,
-        required=("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"),
-        flags=_LSTRIP_MASK,
-        normalizer=parts.rules_only,
-        arrange=parts.camembert_arrange,
-        unk_id=lambda vocab, c: next((i for i, (t, _) in enumerate(vocab) if t == c.named["unk_token"]), 0),
-        extra=lambda c: ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"] if c.model is None else [],
-        **parts.metaspace(words=True),
-        **_FAIRSEQ_PAIR,
-    ),
-    "MBart": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _FAIRSEQ,
-        required=("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"),
-        flags=_LSTRIP_MASK,
-        around="$A {eos} {lang}",
-        language=parts.language("en_XX"),
-        arrange=parts.fairseq(3, *parts.LANGUAGES),
-        unk_id=lambda vocab, c: 3,
-        extra=lambda c: list(parts.LANGUAGES),
-        **parts.always_metaspace(words=True),
-    ),
-    "MBart50": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        {k: v for k, v in _FAIRSEQ.items() if k != "bos_token"},
-        required=("cls_token", "eos_token", "pad_token", "unk_token", "mask_token"),
-        flags=_LSTRIP_MASK,
-        normalizer=parts.rules_and_spaces,
-        around="{lang} $A {eos}",
-        language=parts.language("en_XX"),
-        arrange=parts.fairseq(3, *parts.LANGUAGES, *parts.MORE_LANGUAGES),
-        unk_id=lambda vocab, c: 3,
-        extra=lambda c: [*parts.LANGUAGES, *parts.MORE_LANGUAGES],
-        **parts.always_metaspace(words=False),
-    ),
-    "XGLM": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        {k: v for k, v in _FAIRSEQ.items() if k != "mask_token"},
-        required=("bos_token", "eos_token"),
-        normalizer=parts.rules_and_spaces,
-        around="{eos} $A",
-        around_second="{eos} {eos} $B",
-        arrange=parts.xglm_arrange,
-        unk_id=lambda vocab, c: 3,
-        extra=lambda c: parts.MADE_UP,
-        **parts.metaspace(),
-    ),
-    "Albert": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _ALBERT,
-        required=("cls_token", "sep_token"),
-        normalizer=parts.quotes_and_accents(lower=True, keep_accents=False, spaces=False),
-        filed_around=True,
-        unk_id=lambda vocab, c: 1,
-        **parts.metaspace(words=True),
-        **_PAIR,
-    ),
-    "RemBert": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _ALBERT,
-        required=("cls_token", "sep_token"),
-        normalizer=parts.quotes_and_accents(lower=False, keep_accents=True, spaces=True),
-        unk_id=lambda vocab, c: 2,
-        **parts.metaspace(),
-        **_PAIR,
-    ),
-    "BigBird": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _named("bos=<s> eos=</s> unk=<unk> sep=[SEP] pad=<pad> cls=[CLS] mask=[MASK]"),
-        required=("cls_token", "sep_token"),
-        flags=_LSTRIP_MASK,
-        normalizer=lambda c: normalizers.Replace(Regex(" {2,}"), "▁"),
-        unk_id=lambda vocab, c: parts.index(vocab, c, 100),
-        **parts.metaspace(),
-        **_PAIR,
-    ),
-    "Pegasus": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _named("pad=<pad> eos=</s> unk=<unk> mask=<mask_2>"),
-        required=("eos_token", "pad_token", "unk_token"),
-        normalizer=parts.pegasus_normalizer,
-        around="$A {eos}",
-        arrange=parts.pegasus_arrange,
-        unk_id=lambda vocab, c: parts.index(vocab, c, 0, start=1),
-        extra=parts.pegasus_extra,
-        **parts.always_metaspace(words=False),
-    ),
-    "DebertaV2": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        {**_BERT, "bos_token": "[CLS]", "eos_token": "[SEP]"},
-        required=("cls_token", "sep_token"),
-        normalizer=parts.deberta_v2_normalizer,
-        pre_tokenizer=parts.deberta_v2_pre_tokenizer,
-        decoder=lambda c: decoders.Metaspace("▁", parts.prefix(c, "first")),
-        unk_id=lambda vocab, c: parts.index(vocab, c, c.settings.get("unk_id", 1)),
-        **_PAIR,
-    ),
-    "Llama": Kind(
-        BPE,
-        SENTENCEPIECE,
-        _named("unk=<unk> bos=<s> eos=</s>"),
-        options=dict(fuse_unk=True, byte_fallback=True),
-        pre_tokenizer=parts.llama_pre_tokenizer,
-        decoder=parts.bytes_decoder(strip=True),
-    ),
-    "Gemma": Kind(
-        BPE,
-        SENTENCEPIECE,
-        _named("unk=<unk> bos=<bos> eos=<eos> pad=<pad> mask=<mask>"),
-        options=dict(fuse_unk=True, byte_fallback=True),
-        named_unk=True,
-        normalizer=lambda c: normalizers.Replace(" ", "▁"),
-        pre_tokenizer=lambda c: pre_tokenizers.Split(" ", "merged_with_previous"),
-        decoder=parts.bytes_decoder(strip=False),
-    ),
-    "BertGeneration": Kind(
-        UNIGRAM, SENTENCEPIECE, _named("bos=<s> eos=</s> unk=<unk> pad=<pad> sep=<::::>"), around="$A", **_LIBRARY
-    ),
-    "PLBart": Kind(
-        UNIGRAM,
-        SENTENCEPIECE,
-        _FAIRSEQ,
-        required=("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"),
-        flags=_LSTRIP_MASK,
-        around="$A {eos} {lang}",
-        language=parts.plbart_language,
-        arrange=parts.plbart_arrange,
-        extra=parts.plbart_codes,
-        settings={"clean_up_tokenization_spaces": True},
-        **{**_LIBRARY, "unk_id": lambda vocab, c: 3},
-    ),
-    "GPTSw3": Kind(
-        BPE,
-        SENTENCEPIECE,
-        _named(f"pad=<pad> unk=<unk> eos={_END} bos=<s>"),
-        around="$A",
-        **{**_LIBRARY, "normalizer": parts.gpt_sw3_normalizer, "decoder": parts.bytes_decoder(strip=True)},
-    ),
-    "Marian": Kind(
-        UNIGRAM,
-        MARIAN,
-        _named("unk=<unk> eos=</s> pad=<pad>"),
-        required=("unk_token", "eos_token"),
-        around="$A {eos}",
-        **{**_LIBRARY, "unk_id": lambda vocab, c: [token for token, _ in vocab].index(c.named["unk_token"])},
+    "GPT2": BuiltClass(BPE, MERGES, _tokens(f"bos={_END} eos={_END} unk={_END}"), _byte_level()),
+    "Roberta": BuiltClass(BPE, MERGES, _FAIRSEQ, _byte_level(), required=_CLS_SEP, **_SEP_TWICE),
+    "Blenderbot": BuiltClass(BPE, MERGES, _FAIRSEQ, _byte_level(True), flags=_LSTRIP_MASK),
+    "Deberta": BuiltClass(BPE, MERGES, _DEBERTA, _byte_level(), required=_CLS_SEP, **_SEP_TWICE),
+    "Qwen2": BuiltClass(
+        BPE, MERGES, _tokens(f"unk={_END} eos={_END} pad={_END}"), _qwen2_words, lambda _: normalizers.NFC()
     ),
 }
 
-CLASSES = {
-    **{name: name for name in KINDS},
+# The special tokens of the other classes, if the files do not name them.
+TOKENS: dict[str, Mapping[str, str]] = {
+    "T5": _tokens("eos=</s> unk=<unk> pad=<pad>"),
+    **dict.fromkeys(("XLMRoberta", "Camembert", "MBart", "Nllb"), _FAIRSEQ),
+    "MBart50": {name: token for name, token in _FAIRSEQ.items() if name != "bos_token"},
+    "XGLM": {name: token for name, token in _FAIRSEQ.items() if name != "mask_token"},
+    **dict.fromkeys(("Albert", "RemBert"), _ALBERT),
+    "BigBird": _tokens("bos=<s> eos=</s> unk=<unk> sep=[SEP] pad=<pad> cls=[CLS] mask=[MASK]"),
+    "Pegasus": _tokens("pad=<pad> eos=</s> unk=<unk> mask=<mask_2>"),
+    "DebertaV2": _DEBERTA,
+    "Llama": _tokens("unk=<unk> bos=<s> eos=</s>"),
+    "Gemma": _tokens("unk=<unk> bos=<bos> eos=<eos> pad=<pad> mask=<mask>"),
+    "BertGeneration": _tokens("bos=<s> eos=</s> unk=<unk> pad=<pad> sep=<::::>"),
+}
+# The classes that put [CLS] and [SEP] around a text even if their tokenizer.json does not say so: transformers 5 writes
+# such a file from RemBERT's sentencepiece model.
+CLS_SEP = frozenset(("RemBert", "BigBird", "DebertaV2"))
+
+_SAME = {
     **dict.fromkeys(("DistilBert", "Electra", "ConvBert", "MobileBert", "SqueezeBert", "LayoutLM"), "Bert"),
     **dict.fromkeys(("Bart", "Longformer", "LED", "Mvp"), "Roberta"),
     "MT5": "T5",
 }
-MODEL_TYPES = {
+_MODEL_TYPES = {
     **dict.fromkeys(("bert", "distilbert", "electra", "convbert", "mobilebert", "squeezebert", "layoutlm"), "Bert"),
     **dict.fromkeys(("ernie", "megatron-bert", "nomic_bert"), "Bert"),
     **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "opt"), "GPT2"),
@@ -357,7 +162,20 @@ MODEL_TYPES = {
     **{"mpnet": "MPNet", "blenderbot": "Blenderbot", "deberta": "Deberta", "deberta-v2": "DebertaV2"},
     **{"camembert": "Camembert", "mbart": "MBart", "mbart50": "MBart50", "xglm": "XGLM", "albert": "Albert"},
     **{"rembert": "RemBert", "big_bird": "BigBird", "pegasus": "Pegasus", "bert-generation": "BertGeneration"},
-    **{"plbart": "PLBart", "gpt-sw3": "GPTSw3", "marian": "Marian"},
 }
-# torch takes the tokenizer.json of these as it is, whatever class their files name.
-FILED_MODEL_TYPES = frozenset(("umt5", "xlm-roberta-xl", "gpt_bigcode", "modernbert", "mistral"))
+# AutoTokenizer takes the tokenizer.json of these models as it is, whatever class their files name.
+_FILED_MODEL_TYPES = frozenset(("gpt_bigcode", "modernbert"))
+
+
+def class_of(class_name: str | None, model_type: str | None) -> str | None:
+    """The key of `BUILT` or `TOKENS` for what the files say; None: neither has it."""
+    if not class_name:
+        return _MODEL_TYPES.get(model_type)
+    name = class_name.removesuffix("Fast").removesuffix("Tokenizer")
+    name = _SAME.get(name, name)
+    return name if name in BUILT or name in TOKENS else None
+
+
+def is_built(name: str | None, model_type: str | None, has_json: bool) -> bool:
+    """Whether a tokenizer of the class `name` is built here rather than taken from its tokenizer.json as it is."""
+    return name in BUILT and not (has_json and model_type in _FILED_MODEL_TYPES)

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-from seq2seq_jax.text import sentencepiece_model
+from seq2seq_jax.config.validation import first_line
 from seq2seq_jax.text.gguf_tokenizer import read_gguf_tokenizer
-from seq2seq_jax.text.sentencepiece_model import SentencePieceModel, read_sentencepiece
+from seq2seq_jax.text.older_layouts import SENTENCEPIECE, convert
 from seq2seq_jax.text.tokenizer_classes import (
     AS_FILED,
     BPE,
-    CLASSES,
-    FILED_MODEL_TYPES,
-    KINDS,
-    MARIAN,
+    BUILT,
+    CLS_SEP,
     MERGES,
-    MODEL_TYPES,
-    SENTENCEPIECE,
-    UNIGRAM,
+    TOKENS,
     VOCAB_TXT,
     WORD_PIECE,
-    Kind,
+    BuiltClass,
+    class_of,
+    is_built,
 )
-from seq2seq_jax.text.tokenizer_parts import Context
+from seq2seq_jax.weights.files import write_json
 from seq2seq_jax.weights.gguf_files import find_gguf
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-FILES = ("tokenizer.json", CONFIG, SPECIAL_TOKENS, "added_tokens.json", *VOCAB_TXT, *MERGES, *SENTENCEPIECE, *MARIAN)
+FILES = ("tokenizer.json", CONFIG, SPECIAL_TOKENS, "added_tokens.json", *VOCAB_TXT, *MERGES, *SENTENCEPIECE)
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_OTHER_SIDE = "\uf8ff"  # begins the pieces that only the other language of a Marian model has: no text matches them
 
 
 class TokenizerParts(NamedTuple):
@@ -57,59 +55,92 @@ class TokenizerParts(NamedTuple):
 def read_tokenizer(directory: Path, model_config: dict[str, Any], side: str = "source") -> TokenizerParts:
     """Builds the tokenizer of `directory`; `model_config` is the `config.json` of the model it belongs to, or {}.
 
-    A GGUF file's is built where it is `directory` itself, or lies there without tokenizer files.
+    The classes of `BUILT` take only vocabulary, merges and added tokens from a `tokenizer.json`, as in transformers 5;
+    how they split a text follows from the class and `tokenizer_config.json`. Every other tokenizer is its
+    `tokenizer.json`, which transformers writes first if there is none. A GGUF file's tokenizer is read if `directory`
+    is that file, or holds it and no tokenizer files.
 
     Args:
-      side: "source" or "target", for the tokenizers that treat the two differently (Marian, mBART, PLBart).
+      side: "source" or "target", for tokenizers that put the language (src_lang, tgt_lang) around a text.
 
-    Source: `AutoTokenizer.from_pretrained` and `TokenizersBackend` of transformers 5. As there, the classes of `KINDS`
-    take only vocabulary, merges, added tokens and normalization rules from a `tokenizer.json`; how text is cut follows
-    from the class and `tokenizer_config.json`. Every other class is its `tokenizer.json`.
+    Source: `AutoTokenizer.from_pretrained` and `TokenizersBackend` of transformers 5.
 
     Raises:
-      FileNotFoundError: no tokenizer files. ValueError: broken files, or files of a kind that is not known.
+      FileNotFoundError: no tokenizer files. ValueError: damaged files, or files of an unknown kind. ImportError: files
+        that need the extra `tokenizers`, which is not installed.
     """
-    gguf = None if any((directory / name).is_file() for name in FILES) else find_gguf(directory)
+    present = {name for name in FILES if (directory / name).is_file()}
+    gguf = None if present else find_gguf(directory)
     if gguf is not None:
         backend, named, settings = read_gguf_tokenizer(gguf)
         config = {**settings, "tokenizer_class": AS_FILED}
         return TokenizerParts(backend, {**dict.fromkeys(NAMED), **named}, settings, {CONFIG: config})
+    if not present & {"tokenizer.json", "vocab.json", *VOCAB_TXT, *SENTENCEPIECE}:
+        raise FileNotFoundError(
+            f"{directory}: no tokenizer files; looked for tokenizer.json, vocab.txt, vocab.json + merges.txt, "
+            f"{', '.join(SENTENCEPIECE)} and one .gguf file; pass the directory that holds one of these"
+        )
+    config = read_json(directory / CONFIG)
+    class_name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
+    model_type = model_config.get("model_type")
+    name = class_of(class_name, model_type)
+    if "tokenizer.json" in present or name in BUILT:
+        return _read(directory, class_name, model_type, side)
+    if class_name or model_type:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder)
+            needed = convert(directory, model_config, output, class_name)
+            # Settings that transformers does not save, such as LLaMA's "legacy", but its classes read.
+            kept = {key: value for key, value in config.items() if key != "added_tokens_decoder"}
+            write_json(output / CONFIG, {**kept, **read_json(output / CONFIG)})
+            parts = _read(output, class_name, model_type, side)
+        return parts._replace(files={**parts.files, **{path.name: path.read_bytes() for path in needed}})
+    if "vocab.txt" in present:
+        return _read(directory, "BertTokenizer", None, side)
+    raise ValueError(
+        f"{directory}: unknown tokenizer kind for {', '.join(sorted(present))}; name its class (such as 'T5Tokenizer')"
+        f" as tokenizer_class in {CONFIG}, or save the tokenizer with tokenizer.json"
+    )
+
+
+def _read(directory: Path, class_name: str | None, model_type: str | None, side: str) -> TokenizerParts:
+    """The tokenizer of a tokenizer.json, or of a class of `BUILT`."""
     config = read_json(directory / CONFIG)
     special_tokens_map = read_json(directory / SPECIAL_TOKENS)
     filed, whole = _read_tokenizer_json(directory / "tokenizer.json")
-    class_name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
-    name = _kind(directory, class_name, model_config.get("model_type"), filed)
-    kind = KINDS.get(name)
+    name = class_of(class_name, model_type)
+    built = BUILT[name] if is_built(name, model_type, bool(filed)) else None
 
     # What the directory says elsewhere goes into the config, so that it is saved with the tokenizer.
-    own_name = AS_FILED if kind is None else f"{name}Tokenizer"
-    config = {**config, "tokenizer_class": class_name or own_name}
+    config = {**config, "tokenizer_class": class_name or (f"{name}Tokenizer" if built else AS_FILED)}
     if filed.get("truncation"):
         config.setdefault("truncation_side", filed["truncation"].get("direction", "Right").lower())
-    if filed.get("padding") and kind is None:
-        config.setdefault("pad_token", filed["padding"]["pad_token"])
-    files = {CONFIG: config, SPECIAL_TOKENS: special_tokens_map} if special_tokens_map else {CONFIG: config}
+    if filed.get("padding"):
+        config.setdefault("padding_side", filed["padding"].get("direction", "Right").lower())
+        if built is None:
+            config.setdefault("pad_token", filed["padding"]["pad_token"])
     # added_tokens_decoder came with the newer layout, in which special_tokens_map.json is only a copy.
     settings = config if "added_tokens_decoder" in config else {**config, **special_tokens_map}
-    settings = {**(kind.settings if kind else {}), **settings}
 
-    values = {**(kind.tokens if kind else {}), **{k: v for k, v in settings.items() if _is_named_token(k, v)}}
-    if kind:
-        values = {k: _flagged(v, kind.flags.get(k)) for k, v in values.items()}
+    defaults = built.tokens if built else TOKENS.get(name, {})
+    if built is None:
+        defaults = {key: token for key, token in defaults.items() if whole.token_to_id(token) is not None}
+    values = {**defaults, **{key: value for key, value in settings.items() if _is_named_token(key, value)}}
+    if built:
+        values = {key: _flagged(value, built.flags.get(key)) for key, value in values.items()}
+    elif not class_name:  # AS_FILED has no names of its own
+        config.update({key: token for key, token in defaults.items() if key not in settings})
+    files = {CONFIG: config, SPECIAL_TOKENS: special_tokens_map} if special_tokens_map else {CONFIG: config}
     named = {key: _content(values.get(key)) for key in NAMED}
-    listed = _extra_tokens(config, settings)
-    if kind is None:
-        backend, extra = whole, listed
+    backend = whole if built is None else _build(directory, name, built, filed, settings, named)
+    _add_tokens(backend, _declared_tokens(directory, config, settings, filed), values, _extra_tokens(config, settings))
+    if built:
+        _surround(backend, built, settings, named, whole)
+    elif name in CLS_SEP and not backend.num_special_tokens_to_add(False):
+        cls, sep = named["cls_token"], named["sep_token"]
+        _set_template(backend, [cls, "$A", sep], [cls, "$A", sep, "$B:1", f"{sep}:1"])
     else:
-        vocabulary = _read_vocabulary(directory, name, kind, filed, side)
-        context = Context(settings, named, vocabulary.charsmap, vocabulary.model, side)
-        backend = _build(directory, name, kind, vocabulary, context)
-        extra = listed or [*_unsplit_pieces(kind, vocabulary), *kind.extra(context)]
-        if kind.by_sentencepiece:
-            files.update({file: (directory / file).read_bytes() for file in vocabulary.files})
-    _add_tokens(backend, _declared_tokens(directory, config, settings, filed), values, extra)
-    if kind:
-        _set_post_processor(backend, kind, context, whole)
+        _set_language(directory, backend, settings, named, side)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = bool(settings.get("split_special_tokens", False))
@@ -127,7 +158,7 @@ def plain_strings(directory: Path, model_config: dict[str, Any], size: int) -> d
             return token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
         if isinstance(backend.decoder, decoders.ByteLevel):
             return backend.decoder.decode([token])
-        return token.removeprefix(_OTHER_SIDE).replace("\u2581", " ")
+        return token.replace("\u2581", " ")
 
     ids = {token: i for token, i in backend.get_vocab().items() if token not in special and i < size}
     return {plain(token): i for token, i in sorted(ids.items(), key=lambda item: -item[1])}
@@ -153,206 +184,131 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, Any], Tokenizer | None]:
     try:
         return filed, Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare exceptions
-        raise ValueError(f"{path}: not a tokenizer ({_reason(error)}); fetch or save the file again") from error
+        raise ValueError(f"{path}: not a tokenizer ({first_line(error)}); fetch or save the file again") from error
 
 
-class _Vocabulary(NamedTuple):
-    """Ids of tokens, or scores in the order of the ids; and what else the same files say."""
-
-    tokens: dict[str, int] | list[tuple[str, float]]
-    algorithm: str
-    merges: tuple[tuple[str, str], ...] = ()
-    charsmap: bytes = b""
-    model: SentencePieceModel | None = None
-    files: tuple[str, ...] = ()
-
-
-def _kind(directory: Path, class_name: str | None, model_type: str | None, filed: dict[str, Any]) -> str:
-    """The name of a kind, or `AS_FILED`."""
-    present = {name for name in FILES if (directory / name).is_file()}
-    if not present & {"tokenizer.json", "vocab.json", *VOCAB_TXT, *SENTENCEPIECE}:
-        raise FileNotFoundError(
-            f"{directory}: no tokenizer files; looked for tokenizer.json, vocab.txt, vocab.json + merges.txt, "
-            f"{', '.join(SENTENCEPIECE)} and one .gguf file; pass the directory that holds one of these"
-        )
-    if class_name:
-        name = CLASSES.get(class_name.removesuffix("Fast").removesuffix("Tokenizer"))
-    else:
-        name = MODEL_TYPES.get(model_type)
-    if filed and (name is None or model_type in FILED_MODEL_TYPES or (name == "Llama" and _is_byte_level(filed))):
-        return AS_FILED
-    if name and filed and KINDS[name].by_sentencepiece and not present & set(KINDS[name].files):
-        return AS_FILED
-    if name:
-        return name
-    if not class_name and not model_type and "vocab.txt" in present:
-        return "Bert"
-    raise ValueError(
-        f"{directory}: unknown tokenizer kind (tokenizer_class {class_name!r}, model_type {model_type!r}) for "
-        f"{', '.join(sorted(present))}; name one of {', '.join(KINDS)} (such as 'T5Tokenizer') as tokenizer_class in "
-        f"{CONFIG}, or save the tokenizer with tokenizer.json"
-    )
-
-
-def _is_byte_level(filed: dict[str, Any]) -> bool:
-    """Whether a `tokenizer.json` cuts bytes, as LLaMA 3's does; torch then takes it as it is."""
-    step = filed.get("pre_tokenizer") or {}
-    return any(part.get("type") == "ByteLevel" for part in step.get("pretokenizers", [step]))
-
-
-def _read_vocabulary(directory: Path, name: str, kind: Kind, filed: dict[str, Any], side: str) -> _Vocabulary:
-    """From `tokenizer.json`, or else from the older files."""
-    if filed and not kind.by_sentencepiece:
-        return _filed_vocabulary(directory, name, kind, filed)
-    if kind.files == SENTENCEPIECE:
-        found = [file for file in SENTENCEPIECE if (directory / file).is_file()]
-        missing = [] if found else [" or ".join(SENTENCEPIECE)]
-    else:
-        found, missing = kind.files, [file for file in kind.files if not (directory / file).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{directory}: no {' and no '.join(missing)}; a {name} tokenizer needs "
-            f"{'' if kind.by_sentencepiece else 'tokenizer.json or '}"
-            f"{(' or ' if kind.files == SENTENCEPIECE else ' + ').join(kind.files)}; add the file, or correct "
-            f"tokenizer_class in {CONFIG}"
-        )
-    paths = [directory / file for file in found]
-    if kind.files == MARIAN:
-        return _marian_vocabulary(paths[0 if side == "source" else 1], paths[2])
-    if kind.files == SENTENCEPIECE:
-        model = read_sentencepiece(paths[0])
-        algorithm = model.algorithm if kind.by_sentencepiece else kind.model
-        if algorithm == UNIGRAM:
-            tokens = model.search_scores() if kind.by_sentencepiece else model.scores()
-            return _Vocabulary(tokens, UNIGRAM, (), model.charsmap, model, (found[0],))
-        tokens = {piece.text: i for i, piece in enumerate(model.pieces)}
-        return _Vocabulary(tokens, BPE, tuple(sentencepiece_model.merges(tokens)), model.charsmap, model, (found[0],))
+def _build(
+    directory: Path,
+    name: str,
+    built: BuiltClass,
+    filed: dict[str, Any],
+    settings: dict[str, Any],
+    named: Mapping[str, str | None],
+) -> Tokenizer:
+    """The tokenizer of a class of `BUILT`, before added tokens and post-processor."""
+    for key in built.required:
+        if not named[key]:
+            raise ValueError(f"{directory}: {key} is {named[key]!r} in {CONFIG}; a {name} tokenizer needs one, name it")
+    vocab, merges = (_filed_vocabulary if filed else _older_vocabulary)(directory, name, built, filed)
     try:
-        if kind.model == WORD_PIECE:
-            return _Vocabulary(models.WordPiece.read_file(str(paths[0])), WORD_PIECE)
-        vocab, merges = models.BPE.read_file(*map(str, paths))
-        return _Vocabulary(vocab, BPE, tuple(merges))
-    except Exception as error:  # the library raises bare exceptions
-        raise ValueError(
-            f"{' + '.join(map(str, paths))}: not readable ({_reason(error)}); fetch the files again"
-        ) from error
-
-
-def _filed_vocabulary(directory: Path, name: str, kind: Kind, filed: dict[str, Any]) -> _Vocabulary:
-    model = filed["model"]
-    found = model.get("type") or (BPE if "merges" in model else WORD_PIECE)  # old files name no type
-    if found != kind.model:
-        raise ValueError(
-            f"{directory / 'tokenizer.json'}: a {found} model, but its class is of the {name} kind ({kind.model}); "
-            f"set tokenizer_class in {CONFIG} to '{AS_FILED}' to take the file as it is"
-        )
-    merges = tuple(tuple(m.split(" ") if isinstance(m, str) else m) for m in model.get("merges", ()))
-    step = filed.get("normalizer") or {}
-    rules = [part for part in step.get("normalizers", [step]) if part.get("type") == "Precompiled"]
-    charsmap = base64.b64decode(rules[0]["precompiled_charsmap"]) if rules else b""
-    vocab = [tuple(token) for token in model["vocab"]] if found == UNIGRAM else model["vocab"]
-    return _Vocabulary(vocab, found, merges, charsmap)
-
-
-def _marian_vocabulary(model_path: Path, vocab_path: Path) -> _Vocabulary:
-    """One side's pieces under the ids of `vocab.json`, which both sides share.
-
-    In torch a run of characters that this side does not know gets an id if the other side has just it as a piece; here
-    it is unknown.
-    """
-    ids, model = read_json(vocab_path), read_sentencepiece(model_path)
-    if model.algorithm != UNIGRAM:
-        raise ValueError(f"{model_path}: a {model.algorithm} model; Marian's are unigram models, fetch the file again")
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(f"{vocab_path}: its ids are not 0 to {len(ids) - 1}, each once; fetch the file again")
-    scores = dict(model.search_scores())
-    special = {piece.text for piece in model.pieces if piece.is_control or piece.is_unknown}
-    strange = [text for text in scores if text not in ids and text not in special]
-    if strange:
-        raise ValueError(
-            f"{vocab_path}: has no id for {len(strange)} pieces of {model_path.name}, such as {strange[0]!r}; "
-            "fetch both files from one checkpoint"
-        )
-    lowest = min(scores.values())
-
-    def entry(token: str) -> tuple[str, float]:
-        own = token in scores or token.startswith((">>", "<"))
-        return (token if own else _OTHER_SIDE + token), scores.get(token, lowest)
-
-    return _Vocabulary([entry(token) for token in sorted(ids, key=ids.get)], UNIGRAM, (), model.charsmap, model, MARIAN)
-
-
-def _unsplit_pieces(kind: Kind, vocabulary: _Vocabulary) -> list[AddedToken]:
-    """The pieces of a sentencepiece model that become added tokens, and Marian's codes of target languages."""
-    if kind.files == MARIAN:
-        codes = (token for token, _ in vocabulary.tokens if token.startswith(">>") and token.endswith("<<"))
-        return [AddedToken(code, normalized=False) for code in codes]
-    if vocabulary.model is None or kind.by_sentencepiece:
-        return []
-    pieces = [piece for piece in vocabulary.model.pieces if piece.is_user_defined or piece.is_control]
-    return [AddedToken(piece.text, normalized=False, special=piece.is_control) for piece in pieces]
-
-
-def _build(directory: Path, name: str, kind: Kind, vocabulary: _Vocabulary, context: Context) -> Tokenizer:
-    """The tokenizer of a kind, before added tokens and post-processor."""
-    for key in kind.required:
-        if not context.named[key]:
-            raise ValueError(
-                f"{directory}: {key} is {context.named[key]!r} in {CONFIG}; a {name} tokenizer needs one, name it"
-            )
-    tokens, unk = vocabulary.tokens, context.named["unk_token"]
-    if vocabulary.model is not None and vocabulary.algorithm == UNIGRAM:
-        tokens = kind.arrange(tokens, context)
-    try:
-        if vocabulary.algorithm == WORD_PIECE:
-            backend = Tokenizer(models.WordPiece(tokens, unk_token=unk))
-        elif vocabulary.algorithm == BPE:
-            options = dict(kind.options)
-            if kind.by_sentencepiece:
-                options["byte_fallback"] = vocabulary.model.byte_fallback
-            known = {"unk_token": unk} if kind.named_unk else {}
-            backend = Tokenizer(models.BPE(tokens, list(vocabulary.merges), **options, **known))
+        if built.model == WORD_PIECE:
+            backend = Tokenizer(models.WordPiece(vocab, unk_token=named["unk_token"]))
         else:
-            fallback = kind.by_sentencepiece and vocabulary.model.byte_fallback
-            backend = Tokenizer(models.Unigram(tokens, kind.unk_id(tokens, context), fallback))
+            plain = {"fuse_unk": False, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
+            backend = Tokenizer(models.BPE(vocab, merges, **plain))
     except Exception as error:  # the library raises bare exceptions
-        raise ValueError(f"{directory}: vocabulary refused ({_reason(error)}); fetch the files again") from error
-    for step in ("normalizer", "pre_tokenizer", "decoder"):
-        made = getattr(kind, step)(context)
-        if made is not None:
-            setattr(backend, step, made)
-    if name == "Marian":
-        backend.decoder = decoders.Sequence([decoders.Replace(_OTHER_SIDE, ""), backend.decoder])
+        raise ValueError(f"{directory}: vocabulary refused ({first_line(error)}); fetch the files again") from error
+    normalizer = built.normalizer(settings)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.pre_tokenizer = built.pre_tokenizer(settings)
+    backend.decoder = built.decoder
     return backend
 
 
-def _set_post_processor(backend: Tokenizer, kind: Kind, context: Context, whole: Tokenizer | None) -> None:
-    """What is put around a text, such as [CLS] and [SEP]."""
-    if whole is not None and whole.post_processor is not None and (kind.around is None or kind.filed_around):
+Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # ids of tokens, and merges
+
+
+def _older_vocabulary(directory: Path, name: str, built: BuiltClass, _: dict[str, Any]) -> Vocabulary:
+    """From vocab.txt, or from vocab.json and merges.txt."""
+    missing = [file for file in built.files if not (directory / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{directory}: no {' and no '.join(missing)}; a {name} tokenizer needs tokenizer.json or "
+            f"{' + '.join(built.files)}; add the file, or correct tokenizer_class in {CONFIG}"
+        )
+    paths = [str(directory / file) for file in built.files]
+    try:
+        if built.model == WORD_PIECE:
+            return models.WordPiece.read_file(*paths), []
+        return models.BPE.read_file(*paths)
+    except Exception as error:  # the library raises bare exceptions
+        raise ValueError(f"{' + '.join(paths)}: not readable ({first_line(error)}); fetch the files again") from error
+
+
+def _filed_vocabulary(directory: Path, name: str, built: BuiltClass, filed: dict[str, Any]) -> Vocabulary:
+    """From tokenizer.json."""
+    model = filed["model"]
+    found = model.get("type") or (BPE if "merges" in model else WORD_PIECE)  # old files name no type
+    if found != built.model:
+        raise ValueError(
+            f"{directory / 'tokenizer.json'}: a {found} model, but its class is of the {name} kind ({built.model}); "
+            f"set tokenizer_class in {CONFIG} to '{AS_FILED}' to take the file as it is"
+        )
+    return model["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in model.get("merges", ())]
+
+
+def _surround(
+    backend: Tokenizer,
+    built: BuiltClass,
+    settings: dict[str, Any],
+    named: Mapping[str, str | None],
+    whole: Tokenizer | None,
+) -> None:
+    """Sets what is put around a text, such as [CLS] and [SEP]."""
+    if built.template is None and whole is not None and whole.post_processor is not None:
         backend.post_processor = whole.post_processor
         return
-    names = {key.removesuffix("_token"): token for key, token in context.named.items()}
-    names["lang"] = kind.language(context)
-    if kind.around is not None:
-        single, second = kind.around.split(), kind.around_second.split()
+    names = {key.removesuffix("_token"): token for key, token in named.items()}
+    if built.template is not None:
+        single, second = (part.format(**names).split() for part in (built.template, built.template_second))
     else:
-        # torch drops these two settings where there is a tokenizer.json.
-        asked = context.settings if whole is None else {}
-        before = ["{bos}"] if asked.get("add_bos_token") and names["bos"] else []
-        after = ["{eos}"] if asked.get("add_eos_token") and names["eos"] else []
-        single, second = [*before, "$A", *after], [*(f"{b}:1" for b in before), "$B:1", *(f"{a}:1" for a in after)]
+        # AutoTokenizer ignores these two settings where there is a tokenizer.json.
+        asked = settings if whole is None else {}
+        before = [names["bos"]] if asked.get("add_bos_token") and names["bos"] else []
+        after = [names["eos"]] if asked.get("add_eos_token") and names["eos"] else []
+        single = [*before, "$A", *after]
+        second = [*(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]
+    _set_template(backend, single, [*single, *second])
 
-    def filled(parts: list[str]) -> list[str]:
-        return [part.format(**names) for part in parts if part != "{lang}" or names["lang"]]
 
-    single, second = filled(single), filled(second)
-    pair = [*single, *second] if second else [p for part in single for p in ((part, "$B") if part == "$A" else (part,))]
-    tokens = {token for token in names.values() if token and any(part.rsplit(":", 1)[0] == token for part in pair)}
+def _set_template(backend: Tokenizer, single: Sequence[str], pair: Sequence[str]) -> None:
+    tokens = {part.rsplit(":", 1)[0] for part in pair if not part.startswith("$")}
     for token in tokens:
         if backend.token_to_id(token) is None:
             raise ValueError(f"{token!r} is put around every text, but has no id; name a token of the vocabulary")
-    ids = [(token, backend.token_to_id(token)) for token in tokens]
-    backend.post_processor = processors.TemplateProcessing(single, pair, ids)
+    ids = [(token, backend.token_to_id(token)) for token in sorted(tokens)]
+    backend.post_processor = processors.TemplateProcessing(list(single), list(pair), ids)
+
+
+def _set_language(
+    directory: Path, backend: Tokenizer, settings: dict[str, Any], named: Mapping[str, str | None], side: str
+) -> None:
+    """Puts the language of the side around a text, in place of the one that the tokenizer.json was saved with."""
+    language = settings.get("src_lang")
+    if side == "target":
+        language = settings.get("tgt_lang") or language
+    if not language or backend.post_processor is None:
+        return
+    template = json.loads(backend.post_processor.__getstate__())
+    if template["type"] != "TemplateProcessing":
+        return
+    filed = template["special_tokens"].keys() - set(named.values())
+    if filed and backend.token_to_id(language) is None:
+        raise ValueError(
+            f"{directory}: the {side} language {language!r} is no token; correct src_lang or tgt_lang in {CONFIG}"
+        )
+
+    def parts(key: str) -> list[str]:
+        shown = []
+        for part in template[key]:
+            ((kind, value),) = part.items()
+            text = f"${value['id']}" if kind == "Sequence" else language if value["id"] in filed else value["id"]
+            shown.append(f"{text}:{value['type_id']}")
+        return shown
+
+    if filed:
+        _set_template(backend, parts("single"), parts("pair"))
 
 
 def _declared_tokens(directory: Path, config: dict, settings: dict, filed: dict) -> list[AddedToken]:
@@ -421,7 +377,3 @@ def _content(value: str | dict[str, Any] | AddedToken | None) -> str | None:
     if isinstance(value, AddedToken):
         return value.content
     return value["content"] if isinstance(value, dict) else value
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
