@@ -13,7 +13,7 @@ import numpy as np
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.text import long_texts
 from seq2seq_jax.text import tokenizer as tokenizer_module
-from seq2seq_jax.text.tokenizer import Tokenizer
+from seq2seq_jax.text.tokenizer import Tokenizer, as_tokenizer
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,14 @@ def encode_pairs(
     tokenizer's [CLS] or <s> must not stand in them too.
 
     Args:
+      source_tokenizer, target_tokenizer: or fast tokenizers of transformers.
       name: of the data, for messages.
 
     Raises:
       ValueError: if the target tokenizer has no end token, or no example is left.
     """
+    source_tokenizer = as_tokenizer(source_tokenizer, "source_tokenizer")
+    target_tokenizer = as_tokenizer(target_tokenizer, "target_tokenizer")
     end = target_tokenizer.end_id
     if end is None:
         raise ValueError("the target tokenizer has no sep or eos token, so targets would have no end; name one in its"
@@ -126,7 +129,7 @@ def encode_pairs(
     )
     table = rows.with_format("arrow")[:]
     source_tokens, target_tokens = (table.column(c).to_numpy() for c in ("source_tokens", "target_tokens"))
-    special = len(source_tokenizer.encode([""])[0])
+    special = len(source_tokenizer.encode_batch([""])[0])
     long_source, long_target = source_tokens + special > longest_source, target_tokens + 1 > longest_target
     short = (source_tokens < settings.min_source_length) | (target_tokens < settings.min_target_length)
     long = (long_source | long_target) & ~short & (settings.long_examples == "drop")

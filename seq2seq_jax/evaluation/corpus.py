@@ -168,7 +168,7 @@ def encode_sources(
 ) -> list[list[int]]:
     """Ids of texts, cut to max_source_length and to what the encoder's positions hold."""
     most = pretrained.config.encoder.max_positions
-    return tokenizers.source.encode(list(texts), max_length=min(max_source_length or most, most))
+    return tokenizers.source.encode_batch(list(texts), max_length=min(max_source_length or most, most))
 
 
 def decode_rows(

@@ -236,12 +236,12 @@ def _texts(row: Row, options: Options) -> _Task:
     most = pair_from_hf(read_json(directory / "config.json"), None).encoder.max_positions
     texts = load_pairs(options.data, source_field="document", target_field="summary", limit=row.source)["source"][:]
     request = {
-        "kind": CORPUS, "ids": tokenizers.source.encode(texts, max_length=most), "pad": tokenizers.source.fill_id,
+        "kind": CORPUS, "ids": tokenizers.source.encode_batch(texts, max_length=most), "pad": tokenizers.source.fill_id,
         "batch": row.batch, "beams": row.beams,
     }  # fmt: skip
 
     def tokens(answer):
-        return sum(len(ids) - 1 for ids in tokenizers.target.encode(answer["outputs"]))  # less the start token
+        return sum(len(ids) - 1 for ids in tokenizers.target.encode_batch(answer["outputs"]))  # less the start token
 
     return _Task(row._replace(source=len(texts)), request, tokens)
 

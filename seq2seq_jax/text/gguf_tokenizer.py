@@ -1,8 +1,8 @@
-"""The tokenizer that a GGUF file's metadata describe.
+"""Builds the tokenizer that the metadata of a GGUF file describe.
 
 Source: `AutoTokenizer.from_pretrained(..., gguf_file=...)` of transformers 5, and llama-vocab.cpp of llama.cpp for what
-`tokenizer.ggml.pre` says. The latter decides where transformers has no rule for it and cuts as GPT-2 does: "smollm" and
-others cut digits from each other and from what stands before them.
+`tokenizer.ggml.pre` means. llama.cpp decides where transformers has no rule of its own and splits as GPT-2 does:
+"smollm" and others split digits from each other and from what stands before them.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ WORDS: dict[str, str | None] = {
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
 }
-# A word that is a token as it is stays whole, whether merges lead to it or not.
+# A word that is a token stays whole, even if no merges lead to it.
 WHOLE_WORDS = {*("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "tekken"}
 
 
 class GgufTokenizer(NamedTuple):
-    """As `tokenizer_files.TokenizerParts`."""
+    """What a file holds, as in `tokenizer_files.TokenizerParts`."""
 
     backend: Tokenizer
     named: dict[str, str | None]
@@ -172,7 +172,7 @@ def _made(file: GgufFile, make: Any) -> Tokenizer:
 def _add_tokens(
     backend: Tokenizer, said: dict[str, Any], named: dict[str, str | None], alphabet: set[str] | None
 ) -> None:
-    """The tokens that stay whole: control tokens, which decoding leaves out, and user-defined ones."""
+    """Adds the tokens that are never split: control tokens, which decoding leaves out, and user-defined ones."""
     vocab, added = backend.get_vocab(), {}
     for token, kind in zip(said["tokens"], said.get("token_type", ())):
         # In a byte-level vocabulary a control token of other characters is a mistake of the converter.

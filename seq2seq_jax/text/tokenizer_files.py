@@ -294,7 +294,9 @@ def _set_language(
     if template["type"] != "TemplateProcessing":
         return
     filed = template["special_tokens"].keys() - set(named.values())
-    if filed and backend.token_to_id(language) is None:
+    spellings = (language, f"__{language}__")  # the latter is PLBart's
+    code = next((token for token in spellings if backend.token_to_id(token) is not None), None)
+    if filed and code is None:
         raise ValueError(
             f"{directory}: the {side} language {language!r} is no token; correct src_lang or tgt_lang in {CONFIG}"
         )
@@ -303,7 +305,7 @@ def _set_language(
         shown = []
         for part in template[key]:
             ((kind, value),) = part.items()
-            text = f"${value['id']}" if kind == "Sequence" else language if value["id"] in filed else value["id"]
+            text = f"${value['id']}" if kind == "Sequence" else code if value["id"] in filed else value["id"]
             shown.append(f"{text}:{value['type_id']}")
         return shown
 

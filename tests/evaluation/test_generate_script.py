@@ -134,7 +134,7 @@ def test_killed_and_continued_by_two_processes(work, trained, texts):
 def test_scores(trained, texts):
     """Of greedy search by the model's own log-probabilities, of beam search its own."""
     texts, pretrained, tokenizers = texts[:BATCH], trained.pretrained, trained.tokenizers
-    inputs = pad(tokenizers.source.encode(texts, max_length=LENGTH), 0, length=LENGTH)
+    inputs = pad(tokenizers.source.encode_batch(texts, max_length=LENGTH), 0, length=LENGTH)
     settings = {"length_penalty": 0.5}
     rows = [json.loads(line) for line in decoder(trained, generation=settings, scores=True)(2, texts).splitlines()]
     assert [row["line"] for row in rows] == [2 * WINDOW + 1 + i for i in range(BATCH)]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from tokenizer_layouts import CORPUS, TRAINING, assert_same, token, write_json
+from tokenizers.processors import TemplateProcessing
 
 from seq2seq_jax.text.tokenizer import Tokenizers, load_tokenizer
 from seq2seq_jax.text.tokenizer_classes import TOKENS
@@ -105,7 +106,7 @@ def test_equals_torch(name, layouts, tmp_path):
     assert_same(ours, theirs)
     ours.save(tmp_path / "ours")
     again = load_tokenizer(tmp_path / "ours")
-    assert again.encode(CORPUS) == ours.encode(CORPUS)
+    assert again.encode_batch(CORPUS) == ours.encode_batch(CORPUS)
     assert_same(again, transformers.AutoTokenizer.from_pretrained(tmp_path / "ours"))
     assert_same(load_tokenizer(tmp_path / "theirs"), theirs)
 
@@ -126,7 +127,7 @@ def test_tokens_that_no_file_names(name, layouts, tmp_path):
     for tokenizer in (ours, load_tokenizer(tmp_path / "again")):
         for special in ("pad", "bos", "eos", "cls", "sep", "unk"):
             assert getattr(tokenizer, f"{special}_token_id") == getattr(theirs, f"{special}_token_id")
-        assert tokenizer.encode(CORPUS) == [theirs(line).input_ids for line in CORPUS]
+        assert tokenizer.encode_batch(CORPUS) == [theirs(line).input_ids for line in CORPUS]
 
 
 WITHOUT_TORCH = """
@@ -135,7 +136,7 @@ sys.modules["torch"] = None  # so that importing it fails
 from seq2seq_jax.text.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[1])
 assert "transformers" in sys.modules
-print(json.dumps(tokenizer.encode(json.loads(sys.argv[2]))))
+print(json.dumps(tokenizer.encode_batch(json.loads(sys.argv[2]))))
 """
 
 
@@ -153,7 +154,7 @@ def test_the_extra_is_missing(package, layouts, tmp_path, monkeypatch):
     ours = load_tokenizer(layouts["t5"])
     ours.save(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    assert load_tokenizer(tmp_path).encode(CORPUS) == ours.encode(CORPUS)
+    assert load_tokenizer(tmp_path).encode_batch(CORPUS) == ours.encode_batch(CORPUS)
     message = (
         rf"^{re.escape(str(layouts['t5']))}: spiece.model of a T5Tokenizer is read by transformers, and {package} is"
         r" not installed; run: pip install 'seq2seq_jax\[tokenizers\]'$"
@@ -171,23 +172,39 @@ def encode_target(tokenizer, lines):
 def test_languages_of_the_two_sides(name, layouts, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(layouts[name])
     pair = Tokenizers.load(layouts[name], layouts[name])
-    assert pair.source.encode(CORPUS) == [theirs(line).input_ids for line in CORPUS]
-    assert pair.target.encode(CORPUS) == encode_target(theirs, CORPUS)
-    different = pair.source.encode("fox") != pair.target.encode("fox")
+    assert pair.source.encode_batch(CORPUS) == [theirs(line).input_ids for line in CORPUS]
+    assert pair.target.encode_batch(CORPUS) == encode_target(theirs, CORPUS)
+    different = pair.source.encode_batch("fox") != pair.target.encode_batch("fox")
     assert different == (theirs.tgt_lang not in (None, theirs.src_lang))
     pair.save(tmp_path)
     again = Tokenizers.load(tmp_path, tmp_path)
-    assert again.source.encode(CORPUS) == pair.source.encode(CORPUS)
-    assert again.target.encode(CORPUS) == pair.target.encode(CORPUS)
+    assert again.source.encode_batch(CORPUS) == pair.source.encode_batch(CORPUS)
+    assert again.target.encode_batch(CORPUS) == pair.target.encode_batch(CORPUS)
 
 
 def test_a_language_that_is_no_token(layouts, tmp_path):
     transformers.AutoTokenizer.from_pretrained(layouts["mbart"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     write_json(tmp_path / "tokenizer_config.json", {**config, "tgt_lang": "fr"})
-    assert load_tokenizer(tmp_path).encode(CORPUS) == load_tokenizer(layouts["mbart"]).encode(CORPUS)
+    assert load_tokenizer(tmp_path).encode_batch(CORPUS) == load_tokenizer(layouts["mbart"]).encode_batch(CORPUS)
     with pytest.raises(ValueError, match="the target language 'fr' is no token; correct src_lang or tgt_lang"):
         load_tokenizer(tmp_path, "target")
+
+
+def test_a_language_in_plbarts_spelling(layouts, tmp_path):
+    """A tokenizer.json of PLBart: "java" in the config, __java__ around a text."""
+    theirs = transformers.AutoTokenizer.from_pretrained(layouts["t5"])
+    backend = theirs.backend_tokenizer
+    backend.add_special_tokens(["__java__", "__en_XX__"])
+    java, english = backend.token_to_id("__java__"), backend.token_to_id("__en_XX__")
+    backend.post_processor = TemplateProcessing(
+        "$A </s> __java__", "$A $B </s> __java__", [("</s>", 1), ("__java__", java)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PLBartTokenizer", "eos_token": "</s>", "src_lang": "java", "tgt_lang": "en_XX"}
+    write_json(tmp_path / "tokenizer_config.json", config)
+    for side, code in (("source", java), ("target", english)):
+        assert load_tokenizer(tmp_path, side).encode_batch("fox")[0][-2:] == [1, code]
 
 
 def directory(path, **files):
