@@ -10,7 +10,7 @@ from absl import app, flags, logging
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import parse_settings
-from seq2seq_jax.data.text import TARGET_FOLDER
+from seq2seq_jax.text.tokenizer import TARGET_FOLDER
 from seq2seq_jax.weights.files import local_directory
 
 FLAGS = flags.FLAGS
@@ -33,7 +33,7 @@ def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
     """The tokenizer beside the weights, if there is one."""
     try:
         return s2s.load_tokenizer(path, side=side)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"no {side} tokenizer is written: {error}")
         return None
 

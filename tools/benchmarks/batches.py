@@ -16,7 +16,7 @@ from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import Tokenizers
+from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training.flops import useful_flops
 from tools.benchmarks.peers.processes import Peer
 from tools.benchmarks.peers.systems import SIZES, SYSTEMS, started

@@ -220,7 +220,7 @@ def _random_ids(row: Row) -> _Task:
 
 def _texts(row: Row, options: Options) -> _Task:
     from seq2seq_jax.data.sources import load_pairs  # the other rows need no `datasets`
-    from seq2seq_jax.data.text import Tokenizers
+    from seq2seq_jax.text.tokenizer import Tokenizers
     from seq2seq_jax.weights.files import read_json
     from seq2seq_jax.weights.hf_config import pair_from_hf
 
@@ -234,12 +234,12 @@ def _texts(row: Row, options: Options) -> _Task:
     most = pair_from_hf(read_json(directory / "config.json"), None).encoder.max_positions
     texts = load_pairs(options.data, source_field="document", target_field="summary", limit=row.source)["source"][:]
     request = {
-        "kind": CORPUS, "ids": tokenizers.source.encode(texts, max_length=most), "pad": tokenizers.source.fill_id,
+        "kind": CORPUS, "ids": tokenizers.source.encode_batch(texts, max_length=most), "pad": tokenizers.source.fill_id,
         "batch": row.batch, "beams": row.beams,
     }  # fmt: skip
 
     def tokens(answer):
-        return sum(len(ids) - 1 for ids in tokenizers.target.encode(answer["outputs"]))  # less the start token
+        return sum(len(ids) - 1 for ids in tokenizers.target.encode_batch(answer["outputs"]))  # less the start token
 
     return _Task(row._replace(source=len(texts)), request, tokens)
 

@@ -31,8 +31,8 @@ def decode(state, request):
 
 
 def corpus(state, request):
-    from seq2seq_jax.data.text import Tokenizers  # the other kinds need less installed
     from seq2seq_jax.inference.corpus import decode_ids
+    from seq2seq_jax.text.tokenizer import Tokenizers  # the other kinds need less installed
 
     pair, setting = state
     tokenizers = Tokenizers.load(setting["directory"], setting["directory"])

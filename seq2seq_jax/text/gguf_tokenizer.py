@@ -1,8 +1,8 @@
-"""The tokenizer that a GGUF file's metadata describe.
+"""Builds the tokenizer that the metadata of a GGUF file describe.
 
 Source: `AutoTokenizer.from_pretrained(..., gguf_file=...)` of transformers 5, and llama-vocab.cpp of llama.cpp for what
-`tokenizer.ggml.pre` says. The latter decides where transformers has no rule for it and cuts as GPT-2 does: "smollm" and
-others cut digits from each other and from what stands before them.
+`tokenizer.ggml.pre` means. llama.cpp decides where transformers has no rule of its own and splits as GPT-2 does:
+"smollm" and others split digits from each other and from what stands before them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from seq2seq_jax.weights import sentencepiece_model
+from seq2seq_jax.text.tokenizer_classes import QWEN2_WORDS
 from seq2seq_jax.weights.gguf_files import GgufFile, read_gguf
 from seq2seq_jax.weights.gguf_models import architecture
-from seq2seq_jax.weights.tokenizer_kinds import KINDS
-from seq2seq_jax.weights.tokenizer_parts import QWEN2_WORDS, Context
 
 CONTROL, USER_DEFINED = 3, 4
 NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -46,12 +44,12 @@ WORDS: dict[str, str | None] = {
     "tekken": _TEKKEN,
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
 }
-# A word that is a token as it is stays whole, whether merges lead to it or not.
+# A word that is a token stays whole, even if no merges lead to it.
 WHOLE_WORDS = {*("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "tekken"}
 
 
 class GgufTokenizer(NamedTuple):
-    """As `tokenizer_files.TokenizerParts`."""
+    """What a file holds, as in `tokenizer_files.TokenizerParts`."""
 
     backend: Tokenizer
     named: dict[str, str | None]
@@ -126,8 +124,7 @@ def _byte_level(file: GgufFile, said: dict[str, Any], named: dict[str, str | Non
 
 def _sentencepiece(file: GgufFile, said: dict[str, Any], named: dict[str, str | None]) -> Tokenizer:
     """BPE of sentencepiece, whose merges follow from the vocabulary, the highest score first."""
-    gemma = architecture(file).startswith("gemma")
-    kind, tokens = KINDS["Gemma" if gemma else "Llama"], said["tokens"]
+    gemma, tokens = architecture(file).startswith("gemma"), said["tokens"]
     if gemma:  # runs of spaces are spelt out, and the order of merges is that of the ids
         tokens = ["\u2581" * len(t) if " " in t and not t.strip() else t for t in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -135,15 +132,34 @@ def _sentencepiece(file: GgufFile, said: dict[str, Any], named: dict[str, str | 
     if "merges" in said:
         merges = [tuple(merge.split(" ")) for merge in said["merges"]]
     else:
-        merges = sentencepiece_model.merges(vocab, dict(zip(tokens, scores)))
-    unk = {"unk_token": named["unk_token"] or kind.tokens["unk_token"]} if kind.named_unk else {}
-    backend = _made(file, lambda: models.BPE(vocab, merges, **kind.options, **unk))
-    context = Context({"add_prefix_space": said.get("add_space_prefix", True)}, named, b"", None, "source")
-    for step in ("normalizer", "pre_tokenizer", "decoder"):
-        made = getattr(kind, step)(context)
-        if made is not None:
-            setattr(backend, step, made)
+        merges = _merges(vocab, dict(zip(tokens, scores)))
+    unk = {"unk_token": named["unk_token"] or "<unk>"} if gemma else {}
+    backend = _made(file, lambda: models.BPE(vocab, merges, fuse_unk=True, byte_fallback=True, **unk))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if gemma:
+        backend.normalizer = normalizers.Replace(" ", "\u2581")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        first = said.get("add_space_prefix", True)
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "first" if first else "never", split=False)
+        steps += [decoders.Strip(" ", 1, 0)] if first else []
+    backend.decoder = decoders.Sequence(steps)
     return backend
+
+
+def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
+    """The merges of a BPE vocabulary, which sentencepiece does not store: each way to make a piece of two others.
+
+    Source: `generate_merges` of transformers 5. A piece of a higher score is merged earlier.
+    """
+    found = []
+    for piece in vocab:
+        pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
+        pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        found += [(scores[piece], len(left), len(right), left, right) for left, right in pairs]
+    found.sort(key=lambda merge: merge[:3], reverse=True)
+    return [merge[3:] for merge in found]
 
 
 def _made(file: GgufFile, make: Any) -> Tokenizer:
@@ -156,7 +172,7 @@ def _made(file: GgufFile, make: Any) -> Tokenizer:
 def _add_tokens(
     backend: Tokenizer, said: dict[str, Any], named: dict[str, str | None], alphabet: set[str] | None
 ) -> None:
-    """The tokens that stay whole: control tokens, which decoding leaves out, and user-defined ones."""
+    """Adds the tokens that are never split: control tokens, which decoding leaves out, and user-defined ones."""
     vocab, added = backend.get_vocab(), {}
     for token, kind in zip(said["tokens"], said.get("token_type", ())):
         # In a byte-level vocabulary a control token of other characters is a mistake of the converter.

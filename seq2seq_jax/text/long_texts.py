@@ -1,4 +1,4 @@
-"""The first tokens of a text of any length, for the price of a short one."""
+"""Tokenizes the beginning (or the end) of a very long text without tokenizing all of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 import tokenizers
 
-# A text is first cut to so many characters for each token that is wanted, and to more if those give too few tokens.
+# The first cut of a text has so many characters for each wanted token; later cuts are GROWTH times as long.
 CHARACTERS_PER_TOKEN = 16
 GROWTH = 4
-# Two cuts differ by so many characters: a prime, since a repeated unit is often cut alike wherever it is whole.
+# The second cut is longer by so many characters: a prime, since cuts at the ends of a repeated unit often give the same
+# tokens.
 BEYOND = 1009
-# No token of any vocabulary is so long. So a run of more characters for each token that is wanted gives enough tokens,
-# or it is one for the tokenizer, however long: spaces that it drops, or a word that is unknown to it.
+# No token of any vocabulary has so many characters. So a run with more characters for each wanted token gives enough
+# tokens, or the tokenizer treats all of it as one: spaces that it drops, or an unknown word.
 LONGEST_TOKEN = 512
 # A run is shortened by a multiple of this (of 1 to 12, 16 and 32), so that tokens of several equal characters, counted
 # from its end, fall where they fell.
@@ -22,17 +23,17 @@ _RUNS = re.compile(r"\s+|[A-Za-z0-9]+|(.)\1*", re.S)
 
 
 def is_long(text: str, wanted: int) -> bool:
-    """Whether a text is worth cutting before it is tokenized."""
+    """Whether a text is so long that cutting it before tokenizing saves time."""
     return len(text) > 4 * CHARACTERS_PER_TOKEN * wanted
 
 
 def tokenize_long(
     tokenize: Callable[[Sequence[str]], list[tokenizers.Encoding]], text: str, wanted: int, truncation_side: str
 ) -> tokenizers.Encoding:
-    """The first `wanted` tokens of a text and some more (the last ones, if "left" is the side that loses tokens).
+    """At least the first `wanted` tokens of a text (the last ones, if truncation_side is "left").
 
-    Two cuts of the text are tokenized, of which one is longer. Where they agree in the tokens that are wanted, these do
-    not depend on where the text ends, and are those of the whole text; else both grow, until the text is whole.
+    A shorter and a longer cut of the text are tokenized. If they agree in the wanted tokens, these do not depend on
+    where the cut ends, and are the tokens of the whole text; otherwise both cuts grow, up to the whole text.
 
     Args:
       tokenize: without special tokens.
@@ -51,7 +52,7 @@ def tokenize_long(
 
 
 def _cut(text: str, size: int, run: int, of_begin: bool) -> tuple[str, bool]:
-    """`size` characters of the text's begin or end, runs that are longer than `run` shortened; whether they are all."""
+    """The first (or last) `size` characters, with runs longer than `run` shortened; and whether the text ends there."""
     if size <= run:
         return (text[:size] if of_begin else text[-size:]), len(text) <= size
     text = text if of_begin else text[::-1]

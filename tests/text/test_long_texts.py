@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from seq2seq_jax.data.text import Tokenizer
+from seq2seq_jax.text.tokenizer import Tokenizer
 
 WORDS = "the quick brown fox, jumps over the lazy dogs' backs. Größe für Äpfel 12345 "
 LENGTH = 8
@@ -79,10 +79,10 @@ def test_ids_are_those_of_the_whole_text(name, text, side):
     whole.truncate(LENGTH - special, direction=side)
     expected = backend.post_process(whole).ids
     ids, counts = tokenizer.encode_and_count(["a", TEXTS[text], "b"], max_length=LENGTH)
-    assert ids[1] == expected and tokenizer.encode(TEXTS[text], max_length=LENGTH) == [expected]
+    assert ids[1] == expected and tokenizer.encode_batch(TEXTS[text], max_length=LENGTH) == [expected]
     assert counts[1] == count or LENGTH < counts[1] < count
-    short = [tokenizer.encode(text, add_special_tokens=False)[0] for text in ("a", "b")]
-    assert ids[::2] == tokenizer.encode(["a", "b"]) and counts[::2] == list(map(len, short))
+    short = [tokenizer.encode_batch(text, add_special_tokens=False)[0] for text in ("a", "b")]
+    assert ids[::2] == tokenizer.encode_batch(["a", "b"]) and counts[::2] == list(map(len, short))
 
 
 @pytest.mark.parametrize("text", ["words", "one letter", "spaces"])
@@ -90,7 +90,7 @@ def test_what_is_far_costs_nothing(text):
     """At the pace of the whole text the tokenizer would take a minute for each."""
     tokenizer, longer = Tokenizer(BACKENDS["word_piece"]), TEXTS[text] * 200
     begin = time.perf_counter()
-    tokenizer.encode([longer], max_length=LENGTH)
+    tokenizer.encode_batch([longer], max_length=LENGTH)
     assert time.perf_counter() - begin < 6
 
 
@@ -106,4 +106,4 @@ def test_half_a_character_is_named():
     tokenizer = Tokenizer(BACKENDS["word_piece"])
     for options in ({}, {"max_length": 4}):
         with pytest.raises(ValueError, match=r"text 1 \(from 0\), 'cut \\ud83d', holds half a character"):
-            tokenizer.encode(["a", "cut \ud83d"], **options)
+            tokenizer.encode_batch(["a", "cut \ud83d"], **options)

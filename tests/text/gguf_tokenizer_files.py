@@ -5,7 +5,7 @@ import io
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from tests.data.tokenizer_layouts import TRAINING
+from tests.text.tokenizer_layouts import TRAINING
 
 pytest.importorskip("gguf")
 

@@ -1,4 +1,4 @@
-"""One reader of text files: JSON lines, CSV, TSV and Parquet by field, and plain text by line.
+"""Reads text files: JSON lines, CSV, TSV and Parquet by field, and plain text by line.
 
 Only "\\n" ends a line (a "\\r" before it goes with it), so U+2028 and its like stay inside their texts; within the
 quotes of CSV and TSV a line break belongs to the text. Files are UTF-8, with or without a byte order mark, and may be
@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from seq2seq_jax.config.validation import first_line
+
 # Each kind of file with fields, by its suffix, and each compression.
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
 OPENERS: dict[str, Callable[[Path], BinaryIO]] = {
@@ -43,15 +45,17 @@ _BYTE_ORDER_MARK = "\ufeff".encode()
 _MISSING = object()
 _IN_UTF8 = "write the file in UTF-8 (iconv -f {} -t UTF-8, if that is its encoding)"
 
-# Of a number only its kind is told, and Python refuses to read one of over 4300 digits.
+# Messages name only the type of a number, and Python refuses to read one of more than 4300 digits.
 _JSON = json.JSONDecoder(parse_int=lambda digits: 0)
-# The default is 131,072 characters; the limit is the process's, and there is no other way to set it.
+# The default limit of a cell is 131,072 characters; it can be set only for the whole process.
 csv.field_size_limit(2**31 - 1)
 
 
 class Place(NamedTuple):
-    """Where a record begins: its first byte in the decompressed file, and its line, counted from 1. Of Parquet, which
-    has no lines, its row, counted from 0 and from 1."""
+    """Where a record begins: the offset of its first byte in the decompressed file, and its line, counted from 1.
+
+    A Parquet file has no lines: both are the number of the row, counted from 0 and from 1.
+    """
 
     position: int
     line: int
@@ -61,20 +65,20 @@ BEGIN = Place(0, 1)
 
 
 class Record(NamedTuple):
-    """One text for each field that was asked for; of plain text the line."""
+    """The texts of the requested fields; of a plain text file, the line."""
 
     place: Place
     texts: tuple[str, ...]
 
 
 def kind_of(path: str | Path) -> str:
-    """The suffix that says how a file is read, in lower case, that of a compression aside; "" if there is none."""
+    """The lower-case suffix that says how a file is read, without that of a compression; "" if there is none."""
     path = Path(path)
     return Path(path.stem if _compression(path) else path.name).suffix.lower()
 
 
 def is_compressed(path: str | Path) -> bool:
-    """Whether the file is decompressed as it is read, so that it can only be read forward."""
+    """Whether the file is decompressed while it is read, and so can only be read forward."""
     return bool(_compression(Path(path)))
 
 
@@ -89,14 +93,14 @@ def read_records(
     start: Place = BEGIN,
     remedy: str = REMEDY,
 ) -> Iterator[Record]:
-    """The records of a file, one after the other, in memory that does not grow with the file.
+    """Yields the records of a file; the memory that it takes does not grow with the file.
 
     Blank lines of JSON lines, CSV and TSV are no records.
 
     Args:
-      fields: where the texts stand in a file of `KINDS`; none: each line of the file is a text.
-      start: of an earlier record, to begin there.
-      remedy: what messages say about a field that is not there.
+      fields: the fields that hold the texts in a file of `KINDS`; empty: each line of the file is a text.
+      start: the place of an earlier record, to begin there.
+      remedy: what to do about a missing field, for error messages.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -126,7 +130,7 @@ def read_records(
 
 
 def text_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of an open file, as `read_records` reads plain text. name: of the file, for messages."""
+    """The lines of an open file, as `read_records` reads plain text; error messages call the file `name`."""
     return map(_unended, _Lines(name, file))
 
 
@@ -135,13 +139,13 @@ def _unended(line: str) -> str:
 
 
 class _Lines:
-    """The lines of a binary file, decoded, with their ends; `place` is where the next one begins."""
+    """The decoded lines of a binary file, with their line ends; `place` is where the next line begins."""
 
     def __init__(self, name: str | Path, file: BinaryIO):
         self._name, self._file, self.place = name, file, BEGIN
 
     def skip_to(self, place: Place) -> None:
-        """Goes forward to where a line begins."""
+        """Skips to the beginning of a line."""
         if not is_compressed(self._name):
             self._file.seek(place.position)
         else:
@@ -184,8 +188,8 @@ class _Lines:
             return self._file.readline() if size is None else self._file.read(size)
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(
-                f"{self._name}, line {self.place.line}: the archive is cut short or damaged ({reason_of(error)}); fetch"
-                " or write it again"
+                f"{self._name}, line {self.place.line}: the archive is cut short or damaged ({first_line(error)});"
+                " fetch or write it again"
             ) from error
 
 
@@ -193,10 +197,6 @@ def _is_utf16(raw: bytes) -> bool:
     """By its byte order mark, or by the zero bytes of two ASCII characters."""
     marked = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     return marked or (len(raw) >= 4 and (raw[0] == raw[2] == 0 != raw[1] or raw[1] == raw[3] == 0 != raw[0]))
-
-
-def reason_of(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _json_lines(path: Path, lines: _Lines, fields: Sequence[str], remedy: str) -> Iterator[Record]:
@@ -290,7 +290,7 @@ def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[Place, li
         except StopIteration:
             return
         except csv.Error as error:
-            reason = reason_of(error).partition(" - ")[0]
+            reason = first_line(error).partition(" - ")[0]
             if reason == "unexpected end of data":
                 reason = "a quote that opens in this row is never closed"
             raise ValueError(
@@ -318,7 +318,7 @@ def _parquet(path: Path, fields: Sequence[str], start: Place, remedy: str) -> It
                         yield Record(Place(number, number + 1), texts)
                 row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet ({reason_of(error)}); fetch or write it again") from error
+        raise ValueError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch or write it again") from error
 
 
 def check_text_type(schema: pa.Schema, field: str, where: str, remedy: str) -> None:
@@ -367,5 +367,5 @@ def _python_texts(column: pa.Array, path: Path, field: str, row: int) -> list[st
 
 
 def no_text(where: str, number: int, field: str) -> ValueError:
-    """Of a null in a column. number: of the example, from 1."""
+    """The error for a null in a column; `number` counts the examples from 1."""
     return ValueError(f"{where}, example {number}: field {field!r} holds no text; fill it, or leave the example out")

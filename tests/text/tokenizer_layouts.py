@@ -118,13 +118,13 @@ def assert_same(ours, theirs, corpus=CORPUS, exact_texts=True):
     assert ours.max_length == (theirs.model_max_length if theirs.model_max_length < 1e20 else None)
     for special in (True, False):
         want = [theirs(line, add_special_tokens=special).input_ids for line in corpus]
-        got = ours.encode(corpus, add_special_tokens=special)
+        got = ours.encode_batch(corpus, add_special_tokens=special)
         assert got == want
         for n in (2, 3, 7, 50):
             want = theirs(corpus, add_special_tokens=special, truncation=True, max_length=n).input_ids
-            assert ours.encode(corpus, add_special_tokens=special, max_length=n) == want, n
+            assert ours.encode_batch(corpus, add_special_tokens=special, max_length=n) == want, n
     generator = np.random.default_rng(0)
-    rows = [*ours.encode(corpus), *generator.integers(0, ours.vocab_size, (20 * exact_texts, 15)).tolist()]
+    rows = [*ours.encode_batch(corpus), *generator.integers(0, ours.vocab_size, (20 * exact_texts, 15)).tolist()]
     for skip in (True, False)[: 1 + exact_texts]:
         want = [theirs.decode(row, skip_special_tokens=skip) for row in rows]
         assert ours.batch_decode(rows, skip_special_tokens=skip) == want

@@ -1,10 +1,11 @@
-"""Text to ids and back: the tokenizers of pretrained checkpoints, without torch and transformers."""
+"""The tokenizers of pretrained checkpoints: texts to token ids and back."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from seq2seq_jax.data.long_text import is_long, tokenize_long
-from seq2seq_jax.weights import tokenizer_files
+from seq2seq_jax.text import tokenizer_files
+from seq2seq_jax.text.long_texts import is_long, tokenize_long
 from seq2seq_jax.weights.files import local_directory
 
-# Where the two sides of a pair have different tokenizers, the source's lies at the root and the target's here.
+# A pair with two tokenizers has the source's in its directory and the target's in this folder of it.
 TARGET_FOLDER = "target_tokenizer"
 
 _SIDES = ("source", "target")
@@ -31,9 +32,9 @@ class Tokenizer:
     Attributes:
       backend: the `tokenizers.Tokenizer`, with neither truncation nor padding set.
       pad_token_id ... mask_token_id: the id of each special token; None where the tokenizer has none.
-      max_length: the tokens that the model takes; None where the files name no limit.
-      truncation_side: the side, "left" or "right", that loses tokens.
-      clean_up_spaces: whether `decode` removes the spaces in front of punctuation, beyond what the backend does.
+      max_length: the most tokens that the model takes; None: the files name no limit.
+      truncation_side: the side, "left" or "right", that loses tokens. padding_side: the side that is padded.
+      clean_up_spaces: whether `decode` removes the spaces in front of punctuation.
       files: name and content of the files that `save` writes beside `tokenizer.json`: JSON objects, or bytes.
     """
 
@@ -47,6 +48,7 @@ class Tokenizer:
     mask_token_id: int | None = None
     max_length: int | None = None
     truncation_side: str = "right"
+    padding_side: str = "right"
     clean_up_spaces: bool = False
     files: dict[str, dict[str, Any] | bytes] = field(default_factory=dict, repr=False)
 
@@ -57,7 +59,7 @@ class Tokenizer:
 
     @property
     def start_id(self) -> int | None:
-        """The id that opens a text: of the cls token, or else of the bos token."""
+        """The id that begins a text: of the cls token, or else of the bos token."""
         return self.bos_token_id if self.cls_token_id is None else self.cls_token_id
 
     @property
@@ -67,10 +69,28 @@ class Tokenizer:
 
     @property
     def fill_id(self) -> int:
-        """What fills up short rows: the pad token, or else 0, which the mask hides."""
+        """The id that short rows are padded with: of the pad token, or else 0, which the mask hides."""
         return 0 if self.pad_token_id is None else self.pad_token_id
 
-    def encode(
+    def __call__(
+        self, texts: str | Iterable[str], *, max_length: int | None = None, add_special_tokens: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Padded ids of texts, as `generate` and the model take them: `pair.generate(**tokenizer(texts))`.
+
+        Args:
+          texts: one text or several. max_length, add_special_tokens: see `encode_batch`.
+
+        Returns:
+          "input_ids" and "attention_mask", int32 [batch, longest], padded on `padding_side`; the mask is 1 on tokens.
+
+        Raises:
+          ValueError: as `encode_batch`.
+        """
+        rows = self.encode_batch(texts, max_length=max_length, add_special_tokens=add_special_tokens)
+        input_ids, attention_mask = pad(rows, self.fill_id, side=self.padding_side)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def encode_batch(
         self, texts: str | Iterable[str], *, max_length: int | None = None, add_special_tokens: bool = True
     ) -> list[list[int]]:
         """The ids of each text (of one text: a list of one), unpadded.
@@ -96,10 +116,10 @@ class Tokenizer:
         add_special_tokens: bool = True,
         truncation_side: str | None = None,
     ) -> tuple[list[list[int]], list[int]]:
-        """`encode` with a max_length, and how many tokens each whole text has, special ones aside.
+        """`encode_batch` with a max_length, and how many tokens each whole text has, special ones aside.
 
         Of a very long text only the beginning (or the end) is tokenized, so that its length costs neither time nor
-        memory: see `data.long_text`. Its count is then too low, but above both `count_to` and `max_length`.
+        memory: see `text.long_texts`. Its count is then too low, but above both `count_to` and `max_length`.
 
         Args:
           truncation_side: the side that loses tokens, if it is not the tokenizer's own.
@@ -173,32 +193,31 @@ class Tokenizer:
 
 
 class Tokenizers(NamedTuple):
-    """Those of a pair; often one and the same."""
+    """The tokenizers of a pair's source and target, often one object."""
 
     source: Tokenizer
     target: Tokenizer
 
     @classmethod
     def load(cls, source: str | os.PathLike, target: str | os.PathLike) -> Tokenizers:
-        """`load_tokenizer` of both sides; one object where the two are one directory with one tokenizer."""
+        """`load_tokenizer` of both sides; one object if both give the same tokenizer."""
         first, second = load_tokenizer(source, "source"), load_tokenizer(target, "target")
         same = first.backend.to_str() == second.backend.to_str() and first.files == second.files
         return cls(first, first if same else second)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Both, so that `load(path, path)` reads them."""
+        """Writes both, so that `load(path, path)` reads them."""
         self.source.save(path)
         if self.target is not self.source:
             self.target.save(Path(path) / TARGET_FOLDER)
 
 
 def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Tokenizer:
-    """Loads the tokenizer of a family of the package, or any that has a `tokenizer.json`.
+    """Loads a tokenizer from its files.
 
     Args:
-      path_or_id: a directory laid out as the hub lays it out (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and
-        `merges.txt`, or a sentencepiece `.model`; with the small JSON files beside them), or else a hub id, whose
-        tokenizer files are fetched.
+      path_or_id: a directory as the hub has it (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and `merges.txt`, or
+        a sentencepiece `.model`, with the small JSON files beside them), or a hub id, whose files are fetched.
       side: "source" or "target". A pair with two tokenizers holds the source's at the root and the target's in the
         folder `target_tokenizer`; without that folder both sides use the root.
 
@@ -206,7 +225,8 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
 
     Raises:
       FileNotFoundError: no such directory or hub id, or no tokenizer files in it.
-      ValueError: unknown side, unknown kind of tokenizer, broken files.
+      ValueError: unknown side, unknown kind of tokenizer, damaged files, or a tokenizer without a fast form.
+      ImportError: the layout needs the extra `tokenizers`, which is not installed.
     """
     if side not in _SIDES:
         raise ValueError(f"side {side!r}: unknown; pass one of {', '.join(map(repr, _SIDES))}")
@@ -228,11 +248,50 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
         **{f"{name}_id": backend.token_to_id(token) if token else None for name, token in named.items()},
         max_length=int(limit) if limit is not None and limit < _NO_LIMIT else None,
         truncation_side=settings.get("truncation_side", "right"),
+        padding_side=settings.get("padding_side", "right"),
         # transformers 5 cleans up nothing unless asked, and never for BPE.
         clean_up_spaces=bool(settings.get("clean_up_tokenization_spaces"))
         and not isinstance(backend.model, tokenizers.models.BPE),
         files=files,
     )
+
+
+def check_tokenizer(tokenizer: Any, name: str = "tokenizer") -> None:
+    """A ValueError, unless it is a `Tokenizer`, a fast tokenizer of transformers, or None.
+
+    Args:
+      name: of the argument that holds it.
+    """
+    if tokenizer is None or isinstance(tokenizer, Tokenizer) or getattr(tokenizer, "is_fast", False):
+        return
+    kind = type(tokenizer).__name__
+    if hasattr(tokenizer, "is_fast"):
+        raise ValueError(
+            f"{name} is a {kind} of transformers, which has no fast form; give load_tokenizer(path) of its directory"
+        )
+    raise ValueError(f"{name} is a {kind}; give what load_tokenizer returns, or a fast tokenizer of transformers")
+
+
+def save_tokenizer(tokenizer: Any, path: str | os.PathLike) -> None:
+    """Writes a tokenizer that `check_tokenizer` accepts; transformers' own writes itself."""
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.save(path)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(path)
+
+
+def as_tokenizer(tokenizer: Any, name: str = "tokenizer") -> Tokenizer:
+    """The `Tokenizer` with the ids of a fast tokenizer of transformers; a `Tokenizer` is returned as it is.
+
+    Raises:
+      ValueError: as `check_tokenizer`.
+    """
+    if not hasattr(tokenizer, "is_fast"):
+        return tokenizer
+    check_tokenizer(tokenizer, name)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return load_tokenizer(Path(folder))
 
 
 def pad(
@@ -258,7 +317,7 @@ def pad(
         raise ValueError(f"multiple {multiple}: not a positive number; pass 1 for no rounding")
     longest = max(map(len, ids), default=0)
     if length is not None and longest > length:
-        raise ValueError(f"length {length}: shorter than a row of {longest} ids; truncate with encode(max_length=...)")
+        raise ValueError(f"length {length}: shorter than a row of {longest} ids; give encode_batch a max_length")
     length = -(-(longest if length is None else length) // multiple) * multiple
     input_ids = np.full((len(ids), length), pad_token_id, np.int32)
     attention_mask = np.zeros((len(ids), length), np.int32)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seq2seq_jax.data.text_files import read_records, text_lines
+from seq2seq_jax.text.files import read_records, text_lines
 
 
 def zstd(content: bytes) -> bytes:

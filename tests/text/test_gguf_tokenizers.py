@@ -2,9 +2,9 @@
 
 import pytest
 
-from seq2seq_jax.data.text import load_tokenizer
-from tests.data.gguf_tokenizer_files import TEXTS, byte_pairs, sentence_pieces
-from tests.data.tokenizer_layouts import CORPUS, assert_same
+from seq2seq_jax.text.tokenizer import load_tokenizer
+from tests.text.gguf_tokenizer_files import TEXTS, byte_pairs, sentence_pieces
+from tests.text.tokenizer_layouts import CORPUS, assert_same
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -19,7 +19,7 @@ def test_byte_level(pre, tmp_path):
     path = byte_pairs(tmp_path / "model.gguf", pre)
     ours = load_tokenizer(path)
     assert_same(ours, theirs(path), [*CORPUS, *TEXTS])
-    assert ours.encode(["a<|end|>b<|end|>"]) == load_tokenizer(tmp_path).encode(["a<|end|>b<|end|>"]), (
+    assert ours.encode_batch(["a<|end|>b<|end|>"]) == load_tokenizer(tmp_path).encode_batch(["a<|end|>b<|end|>"]), (
         "by its directory"
     )
 
@@ -30,7 +30,7 @@ def test_digits_of_smollm(tmp_path):
 
     path = byte_pairs(tmp_path / "model.gguf", "smollm")
     ours, judge = load_tokenizer(path), theirs(path)
-    assert judge("x   42").input_ids != ours.encode(["x   42"])[0]
+    assert judge("x   42").input_ids != ours.encode_batch(["x   42"])[0]
     cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     judge.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
     assert_same(ours, judge, [*CORPUS, *TEXTS])
@@ -43,7 +43,7 @@ def test_sentencepiece(arch, flags, tmp_path):
     ours = load_tokenizer(path)
     assert_same(ours, theirs(path), [*CORPUS, *TEXTS])
     for text in ("The quick brown fox", "Hello world, don't  you", "日本 é 😀", "over the lazy dog. 12 345"):
-        assert ours.encode([text], add_special_tokens=False) == [model.encode(text)], "the sentencepiece library"
+        assert ours.encode_batch([text], add_special_tokens=False) == [model.encode(text)], "the sentencepiece library"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_saved(make, tmp_path):
     for judge in (transformers.AutoTokenizer.from_pretrained(tmp_path / "saved"), theirs(path)):
         assert_same(ours, judge, [*CORPUS, *TEXTS], exact_texts=False)
     again = load_tokenizer(tmp_path / "saved")
-    assert again.encode(TEXTS) == ours.encode(TEXTS) and again.eos_token_id == ours.eos_token_id
+    assert again.encode_batch(TEXTS) == ours.encode_batch(TEXTS) and again.eos_token_id == ours.eos_token_id
 
 
 def test_refused(tmp_path):
