@@ -23,9 +23,9 @@ from seq2seq_jax.models.losses import IGNORED, cross_entropy, spread_weights
 from seq2seq_jax.models.stack import (
     LayerOutput,
     Show,
-    from_columns,
+    inputs_first,
+    outputs_first,
     stack_layers,
-    to_columns,
     to_int8,
     unstack_layers,
 )
@@ -82,7 +82,8 @@ class EncoderDecoder(nn.Module):
       remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
       attention_impl: "xla", or a kernel (models/kernels.py); decoding always takes "xla".
       scan_unroll: layers in one turn of the loop over them.
-      unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
+      unrolled: decoding form, made by `for_decoding`: untied and unstacked parameters, the decoder's kernels as
+        [*outputs, *inputs].
       int8: decoding reads the kernels of layers and head as int8, and makes the tokens that meet them int8 too.
     """
 
@@ -99,7 +100,7 @@ class EncoderDecoder(nn.Module):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
         self.encoder = Transformer(c.encoder, **form, **kw)
-        self.decoder = Transformer(c.decoder, columns=self.unrolled, **form, **kw)
+        self.decoder = Transformer(c.decoder, outputs_first=self.unrolled, **form, **kw)
         if c.has_projection:
             self.enc_to_dec_proj = Projection(
                 c.decoder,
@@ -312,7 +313,7 @@ class EncoderDecoder(nn.Module):
 
     def source_keys_values(self, encoder_states: jax.Array) -> tuple:
         """What `Cache.cross` holds, of encoder states [batch, source, hidden]: for each decoder layer keys as
-        `attention.source_keys` gives them and values [batch, kv heads, source, head_dim], or None."""
+        `cpu.tile_keys` gives them and values [batch, kv heads, source, head_dim], or None."""
         return self.decoder.layers.cross_keys_values(self._project(encoder_states))
 
     def empty_cache(self, cross: tuple, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
@@ -340,15 +341,16 @@ class EncoderDecoder(nn.Module):
         return self.clone(unrolled=True, attention_impl="xla")
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels for columns; tied
-        tables are shared, not copied."""
+        """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels
+        [*outputs, *inputs]; tied tables are shared, not copied."""
         full = self._convert(ties.fill(params, ties.aliases(self.config)), unstack_layers)
-        decoder = {**full["decoder"], "layers": to_columns(full["decoder"]["layers"])}
+        decoder = {**full["decoder"], "layers": outputs_first(full["decoder"]["layers"])}
         if self.int8:
             kernel, scale = quantise(decoder["head"]["kernel"], (1,))
-            decoder["layers"] = to_int8(decoder["layers"], columns=True)
+            decoder["layers"] = to_int8(decoder["layers"])
             decoder["head"] = {**decoder["head"], "kernel": kernel, "kernel_scale": scale}
-            full["encoder"] = {**full["encoder"], "layers": to_int8(full["encoder"]["layers"], columns=False)}
+            encoder = full["encoder"]
+            full["encoder"] = {**encoder, "layers": to_int8(outputs_first(encoder["layers"]))}
         return {**full, "decoder": decoder}
 
     def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,7 +362,7 @@ class EncoderDecoder(nn.Module):
         if self.int8:
             raise ValueError("int8 kernels cannot be turned back; keep the parameters that they were made of")
         decoder = params["decoder"]
-        full = {**params, "decoder": {**decoder, "layers": from_columns(decoder["layers"])}}
+        full = {**params, "decoder": {**decoder, "layers": inputs_first(decoder["layers"])}}
         return ties.strip(self._convert(full, stack_layers), ties.aliases(self.config))
 
     def _convert(self, params: Mapping[str, Any], convert) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.models import cpu
 from seq2seq_jax.models.int8 import int8_product
 from seq2seq_jax.models.losses import chunked_token_losses, token_losses
-from seq2seq_jax.parallel.axes import constrain, on_one_cpu
+from seq2seq_jax.parallel.axes import constrain
 
 Dtype = Any
 LOWEST = float(jnp.finfo(jnp.float32).min)
-# Up to so many tokens a CPU takes to the vocabulary as columns: 1.2 to 2 times as fast for 4 to 16, slower for 64.
+# Up to so many tokens the head is the left operand on a CPU; with 64 that is slower (models/cpu.py).
 FEW_TOKENS = 32
 
 
@@ -124,15 +125,13 @@ class Part(nn.Module):
     """A module with the settings of a transformer; declares parameters with logical axes.
 
     Attributes:
-      columns: tokens are columns: arrays are [features, batch, length] and kernels [*outputs, *inputs]. So a decoder
-        reads its kernels when few tokens meet them: on CPU twice as fast as [batch, length, features] by
-        [*inputs, *outputs].
+      outputs_first: kernels are stored as [*outputs, *inputs], as a decoder reads them when few tokens meet them.
     """
 
     config: TransformerConfig
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
-    columns: bool = False
+    outputs_first: bool = False
 
     def weight(self, leaf: str, shape: Sequence[int], axes: Sequence[str]) -> jax.Array:
         """The parameter `leaf` in the compute dtype."""
@@ -167,7 +166,7 @@ class Dropout(nn.Module):
 
 
 class Projection(Part):
-    """A linear map whose kernel [*inputs, *outputs] keeps heads as an axis of their own."""
+    """A linear map of [..., *inputs] to [..., *outputs]; its kernel keeps heads as an axis of their own."""
 
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -176,31 +175,25 @@ class Projection(Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        n, m = len(self.inputs), len(self.outputs)
+        n, size = len(self.inputs), math.prod(self.inputs)
+        lead = x.shape[: x.ndim - n]
         if self.has_variable("params", "kernel_scale"):
             kernel, scale = self.get_variable("params", "kernel"), self.get_variable("params", "kernel_scale")
-            kernel, scale = kernel.reshape(scale.size, -1), scale.reshape(-1)
-            if self.columns:
-                tokens = jnp.moveaxis(x.reshape(-1, *x.shape[n:]), 0, -1)
-                y, shape = int8_product(kernel, scale, tokens, outputs_first=True), (*self.outputs, *x.shape[n:])
-            else:
-                lead = x.shape[: x.ndim - n]
-                y = int8_product(kernel, scale, x.reshape(*lead, -1), outputs_first=False)
-                shape = (*lead, *self.outputs)
-            y = y.astype(self.dtype).reshape(shape)
-        elif self.columns:
-            kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
-            y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
+            kernel, scale = kernel.reshape(scale.size, -1), scale.reshape(-1)  # [outputs, inputs], [outputs]
+            y = int8_product(kernel, scale, x.reshape(*lead, size), few_tokens=self.outputs_first).astype(self.dtype)
+        elif self.outputs_first:
+            axes = (*self.axes[n:], *self.axes[:n])
+            kernel = self.weight("kernel", (*self.outputs, *self.inputs), axes).reshape(-1, size)
+            y = cpu.product_with_rows(jax.lax.dot_general, x.reshape(*lead, size), kernel)
         else:
             # As matrices: of arrays with more axes XLA's CPU makes transposed copies for the backward pass.
-            size = math.prod(self.inputs)
             kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes).reshape(size, -1)
-            y = (x.reshape(-1, size) @ kernel).reshape(*x.shape[: x.ndim - n], *self.outputs)
+            y = x.reshape(-1, size) @ kernel
+        y = y.reshape(*lead, *self.outputs)
         if self.bias:
             # A bias has no long axis, so nothing is gained by splitting the embedding axis of one.
             axes = tuple("norm" if axis == "embed" else axis for axis in self.axes[n:])
-            bias = self.weight("bias", self.outputs, axes)
-            y = y + (bias[..., None, None] if self.columns else bias)
+            y = y + self.weight("bias", self.outputs, axes)
         return y
 
 
@@ -209,16 +202,13 @@ class Norm(Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c, axis = self.config, 0 if self.columns else -1
-        size = x.shape[axis]
-        place = lambda v: v[:, None, None] if self.columns else v
-        y = x.astype(jnp.float32)
+        c, size, y = self.config, x.shape[-1], x.astype(jnp.float32)
         if c.norm == "layer":
-            y = y - jnp.mean(y, axis, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + c.norm_eps)
-        y = y * place(c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
+            y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + c.norm_eps)
+        y = y * (c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
         if c.norm == "layer" and c.norm_bias:
-            y = y + place(self.weight("bias", (size,), ("norm",)))
+            y = y + self.weight("bias", (size,), ("norm",))
         return y.astype(self.dtype)
 
 
@@ -338,7 +328,8 @@ class Mlp(Part):
 
     def setup(self):
         c = self.config
-        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns, "bias": c.mlp_bias}
+        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "outputs_first": self.outputs_first}
+        kw["bias"] = c.mlp_bias
         h, m = (c.hidden_size,), (c.intermediate_size,)
         self.up = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
         if c.mlp_gated:
@@ -351,7 +342,7 @@ class Mlp(Part):
         activation = ACTIVATIONS[self.config.activation]
         up = checkpoint_name(self.up(x), "mlp")  # what the activation's derivative reads
         y = activation(checkpoint_name(self.gate(x), "mlp")) * up if self.config.mlp_gated else activation(up)
-        y = constrain(y, ("mlp", "batch", "length") if self.columns else ("batch", *("length",) * (y.ndim - 2), "mlp"))
+        y = constrain(y, ("batch", *("length",) * (y.ndim - 2), "mlp"))
         return self.down(self.drop(y, deterministic=not train))
 
 
@@ -382,21 +373,15 @@ class Head(Part):
             x = self.transform(x)
         return x if c.head_scale == 1.0 else x * jnp.asarray(c.head_scale, x.dtype)
 
-    def _product(self, x: jax.Array) -> jax.Array:
-        """Features [..., head_size] with the kernel; few tokens on a CPU as columns, as `Part` has it."""
-        last = x.ndim - 1
-        product = lambda *axes: functools.partial(jax.lax.dot_general, dimension_numbers=(axes, ((), ())))
-        if on_one_cpu() and math.prod(x.shape[:-1]) <= FEW_TOKENS:
-            return jnp.moveaxis(summed_in_float32(product((1,), (last,)), self.kernel, x), 0, -1)
-        return summed_in_float32(product((last,), (1,)), x, self.kernel)
-
     def __call__(self, x: jax.Array) -> jax.Array:
         c, x = self.config, self._features(x)
         if self.kernel.dtype == jnp.int8:
-            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, outputs_first=True)
-            logits = jnp.moveaxis(logits, 0, -1)
+            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, few_tokens=True)
         else:
-            logits = self._product(x)
+            product = lambda a, b, axes: summed_in_float32(
+                functools.partial(jax.lax.dot_general, dimension_numbers=axes), a, b
+            )
+            logits = cpu.product_with_rows(product, x, self.kernel, most=FEW_TOKENS)
         if self.bias is not None:
             logits = logits + self.bias
         if c.head_softcap is not None:

@@ -2,8 +2,8 @@
 
 Training scans: the repeats of the layer pattern share one compiled body, and an odd first or last layer stands outside.
 Decoding unrolls: a scan inside the decode loop would copy every kernel on every step. `stack_layers` and
-`unstack_layers` convert the parameters of one form to the other, `to_columns` and `from_columns` the kernels of a
-decoder that reads tokens as columns.
+`unstack_layers` convert the parameters of one form to the other, `outputs_first` and `inputs_first` the kernels of a
+decoder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.config import REMATS, LayerSettings, TransformerConfig, nearest
-from seq2seq_jax.models.attention import Attention, source_keys
+from seq2seq_jax.models import cpu
+from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.int8 import quantise
 from seq2seq_jax.models.kernels import Segments
@@ -93,7 +94,7 @@ class Block(Part):
     attention_impl: str = "xla"
 
     def setup(self):
-        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns}
+        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "outputs_first": self.outputs_first}
         attention = {"settings": self.settings, "attention_impl": self.attention_impl, **kw}
         self.self_attention = Attention(c, kv_size=c.hidden_size, **attention)
         if self.has_cross:
@@ -137,7 +138,7 @@ class Block(Part):
         x = x + y
         if self.config.norm_position == "post":
             x = getattr(self, f"{part}_norm")(x)
-        return constrain(x, (None, "batch", "length") if self.columns else ("batch", "length", None)), weights
+        return constrain(x, ("batch", "length", None)), weights
 
     def _forward(self, x, self_attend: Callable, cross_attend: Callable | None, train: bool):
         mlp = lambda y: (self.mlp(y, train=train), None)
@@ -197,22 +198,20 @@ class Block(Part):
         return new, shown
 
     def _source_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the cross-attention, or of the merged one, whose projections take columns where the decoder has them."""
-        if self.has_cross:
-            return self.cross_attention.keys_values(encoder_states)
-        return self.self_attention.keys_values(_as_columns(encoder_states) if self.columns else encoder_states)
+        """Of the cross-attention, or of the merged one."""
+        return (self.cross_attention if self.has_cross else self.self_attention).keys_values(encoder_states)
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """Keys as `source_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
+        """Keys as `cpu.tile_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
         if not self.has_cross and not self.config.merged_attention:
             return None
         k, v = self._source_keys_values(encoder_states)
-        return source_keys(k), v
+        return cpu.tile_keys(k), v
 
     def decode(
         self, x: jax.Array, layer: int, cache: Cache, beams: int, context: Context
     ) -> tuple[jax.Array, jax.Array | None, Cache]:
-        """One step over the cache, x [hidden, batch, beams * tokens]: its like, weights on the source, the cache."""
+        """One step over the cache, x [batch, beams * tokens, hidden]: its like, weights on the source, the cache."""
         written = None
 
         def write(new):
@@ -309,7 +308,7 @@ class Stack(Part):
         plan = Plan(0, 1, 0) if self.unrolled else scan_plan(c)
         block = rematerialised(self.remat)
         self.alone = {
-            i: block(c, settings=c.layer(i), columns=self.columns, name=f"layers_{i}", **kw)
+            i: block(c, settings=c.layer(i), outputs_first=self.outputs_first, name=f"layers_{i}", **kw)
             for i in range(c.stored_layers)
             if not plan.start <= i < plan.stop
         }
@@ -329,17 +328,7 @@ class Stack(Part):
 
     def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
         """x [batch, length, hidden] through all layers; one `LayerOutput` per layer."""
-        x = x.astype(residual_dtype(self.config, self.dtype))
-        if not self.columns:
-            return self._through(x, context, show)
-        x, shown = self._through(_as_columns(x), context, show)
-        return _as_rows(x), [
-            output if output.hidden is None else output.replace(hidden=_as_rows(output.hidden)) for output in shown
-        ]
-
-    def _through(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
-        """`__call__`, x and what is shown of it in the form of the layers."""
-        shown: list[LayerOutput] = []
+        x, shown = x.astype(residual_dtype(self.config, self.dtype)), []
         if self.config.shared_layers is not None:
             return self._shared(x, context, show)
         i = 0
@@ -389,19 +378,11 @@ class Stack(Part):
           and the extended cache.
         """
         count, seen = x.shape[1] // beams, None
-        x = _as_columns(x.astype(residual_dtype(self.config, self.dtype)))
+        x = x.astype(residual_dtype(self.config, self.dtype))
         for i, block in enumerate(self._layers()):
             x, weights, cache = block.decode(x, i, cache, beams, context)
             seen = seen if weights is None else weights
-        return _as_rows(x), seen, cache.replace(index=cache.index + count)
-
-
-def _as_columns(x: jax.Array) -> jax.Array:
-    return jnp.transpose(x, (2, 0, 1))
-
-
-def _as_rows(x: jax.Array) -> jax.Array:
-    return jnp.transpose(x, (1, 2, 0))
+        return x, seen, cache.replace(index=cache.index + count)
 
 
 def layer_slot(config: TransformerConfig, index: int) -> tuple[str, int | None]:
@@ -435,9 +416,9 @@ def stack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
     return out
 
 
-# The kernels of a layer, and how many of their axes are inputs; those of the source never read tokens as columns.
+# The kernels of a layer, and how many of their axes are inputs; those of the source meet many tokens.
 SOURCE_KERNELS = {("cross_attention", name): 1 for name in ("key", "value")}
-COLUMN_KERNELS = {
+DECODER_KERNELS = {
     **{("self_attention", name): 1 for name in ("query", "key", "value")},
     ("cross_attention", "query"): 1,
     **{(part, "out"): 2 for part in ("self_attention", "cross_attention")},
@@ -445,29 +426,25 @@ COLUMN_KERNELS = {
 }
 
 
-def to_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of unstacked layers with kernels [*outputs, *inputs] where tokens are columns."""
-    return _replaced_kernels(layers, COLUMN_KERNELS, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
+def outputs_first(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of unstacked layers with the kernels that few tokens meet in decoding as [*outputs, *inputs]."""
+    return _replaced_kernels(layers, DECODER_KERNELS, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
 
 
-def from_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `to_columns`."""
+def inputs_first(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `outputs_first`."""
     back = lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)}
-    return _replaced_kernels(layers, COLUMN_KERNELS, back)
+    return _replaced_kernels(layers, DECODER_KERNELS, back)
 
 
-def to_int8(layers: Mapping[str, Any], *, columns: bool) -> dict[str, Any]:
-    """All kernels of unstacked layers as int8 [*outputs, *inputs], with a float32 `kernel_scale` [*outputs] each.
-
-    Args:
-      columns: `layers` come from `to_columns`.
-    """
+def to_int8(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """All kernels of layers that come from `outputs_first` as int8, with a float32 `kernel_scale` [*outputs] each."""
 
     def quantised(kernel: jax.Array, inputs: int) -> dict[str, jax.Array]:
         values, scale = quantise(kernel, tuple(range(kernel.ndim - inputs, kernel.ndim)))
         return {"kernel": values, "kernel_scale": scale}
 
-    layers = _replaced_kernels(layers if columns else to_columns(layers), COLUMN_KERNELS, quantised)
+    layers = _replaced_kernels(layers, DECODER_KERNELS, quantised)
     return _replaced_kernels(layers, SOURCE_KERNELS, lambda kernel, n: quantised(_moved(kernel, n), n))
 
 

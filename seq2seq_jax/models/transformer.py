@@ -63,7 +63,7 @@ class Transformer(Part):
         if c.disentangled is not None:
             self.relative_table = RelativeTable(c, **kw)
         form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
-        self.layers = Stack(c, columns=self.columns, **form, **kw)
+        self.layers = Stack(c, outputs_first=self.outputs_first, **form, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
         if c.head:

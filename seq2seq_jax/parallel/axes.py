@@ -47,11 +47,6 @@ def mesh_in_use():
     return None if mesh.empty or manual else mesh
 
 
-def on_one_cpu() -> bool:
-    """Whether what is traced is for a CPU by itself, where the caches decide how much is worked on at a time."""
-    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
-
-
 def fitting_spec(shape: Sequence[int], axes: Sequence[str | None], mesh) -> PartitionSpec:
     """`partition_spec` for an array; a dimension that its mesh axes do not divide (a last small batch) stays whole."""
     spec = partition_spec(axes, mesh)

@@ -22,9 +22,9 @@ from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.metrics import check_tokenizers
 from seq2seq_jax.inference.evaluate import Evaluation, evaluate
+from seq2seq_jax.models.cpu import release_memory
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
-from seq2seq_jax.parallel.host_memory import release_memory
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.pretrained.saving import save_frame, save_pretrained
