@@ -73,7 +73,7 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
     return step
 
 
-def source_read(model: EncoderDecoder, variables: Any, source: Source, encoder_inputs: Mapping[str, Any]) -> tuple:
+def encode_source(model: EncoderDecoder, variables: Any, source: Source, encoder_inputs: Mapping[str, Any]) -> tuple:
     """The model's `source_keys_values` of the source."""
 
     def read(part):
@@ -88,7 +88,7 @@ def source_read(model: EncoderDecoder, variables: Any, source: Source, encoder_i
 def start(model, strategy, capacity, params, source, encoder_inputs, prompt, rules) -> Carry:
     """Encodes, projects the source once, reads the prompt."""
     variables = {"params": params}
-    cross = source_read(model, variables, source, encoder_inputs)
+    cross = encode_source(model, variables, source, encoder_inputs)
     cache = model.apply(variables, cross, source.mask, strategy.slots, capacity, method="empty_cache")
     cache = cache.replace(begins=None if source.begins is None else source.begins[:, None])
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)

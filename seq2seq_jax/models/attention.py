@@ -10,9 +10,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.models import cpu
-from seq2seq_jax.models.kernels import Segments, check_kernel, fused_attention
-from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Part, Projection, summed_in_float32
-from seq2seq_jax.models.positions import Bias, Rotation, disentangled_rows, disentangled_scores, rotate
+from seq2seq_jax.models.kernels import SegmentIds, check_kernel, fused_attention
+from seq2seq_jax.models.layers import LOWEST, Dropout, Norm, Projection, TransformerModule, accumulate_float32
+from seq2seq_jax.models.positions import (
+    RelativePositionBias,
+    Rotation,
+    disentangled_scores,
+    disentangled_table_rows,
+    rotate,
+)
 from seq2seq_jax.parallel.axes import constrain
 
 
@@ -27,8 +33,8 @@ def attend(
     bias: jax.Array | None = None,
     softcap: float | None = None,
     cached: bool = False,
-    whole: bool = True,
-    also: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    return_weights: bool = True,
+    extra: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Softmax attention; the softmax is float32.
 
@@ -39,11 +45,11 @@ def attend(
       drop: a function on the attention weights, or None.
       bias: added to the scaled scores, [batch or 1, heads, queries, keys]. softcap: bounds them before that.
       cached: k is as the cache holds it, [batch, kv heads, head_dim, keys], or of a source as `cpu.tile_keys` gives it.
-      whole: false where the weights are not needed: long texts may be worked on a few heads at a time.
-      also: keys, values and mask of a source, behind the others in the same softmax; needs `whole`.
+      return_weights: without them, a CPU works on long texts a few heads at a time.
+      extra: keys, values and mask of a source, which share one softmax with the others; needs `return_weights`.
 
     Returns:
-      The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys], or None if not whole.
+      The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys], or None.
     """
     shape, groups = q.shape, q.shape[1] // k.shape[1]
     if groups > 1:  # the queries that share keys stand in a row
@@ -53,14 +59,14 @@ def attend(
         if bias is not None:
             bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)
 
-    def some(q, k, v, mask, bias):
-        return _attend(q, k, v, mask, scale, drop, bias=bias, softcap=softcap, cached=cached, also=also)
+    def attend_all(q, k, v, mask, bias):
+        return _attend(q, k, v, mask, scale, drop, bias=bias, softcap=softcap, cached=cached, extra=extra)
 
-    if whole:
-        y, weights = some(q, k, v, mask, bias)
+    if return_weights:
+        y, weights = attend_all(q, k, v, mask, bias)
         weights = weights.reshape(*shape[:3], -1)
     else:
-        y, weights = cpu.attend_by_heads(lambda *args: some(*args)[0], q, k, v, mask, bias), None
+        y, weights = cpu.attend_by_heads(lambda *args: attend_all(*args)[0], q, k, v, mask, bias), None
     return y.reshape(shape), weights
 
 
@@ -74,23 +80,23 @@ def _scores(q, k, mask, scale, *, bias, softcap, cached) -> jax.Array:
     return scores if mask is None else jnp.where(mask, scores, LOWEST)
 
 
-def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached, also) -> tuple[jax.Array, jax.Array]:
+def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached, extra) -> tuple[jax.Array, jax.Array]:
     """`attend` where each head has keys of its own."""
     scores = _scores(q, k, mask, scale, bias=bias, softcap=softcap, cached=cached)
-    if also is not None:
-        more = _scores(q, also[0], also[2], scale, bias=None, softcap=softcap, cached=cached)
+    if extra is not None:
+        more = _scores(q, extra[0], extra[2], scale, bias=None, softcap=softcap, cached=cached)
         scores = jnp.concatenate([scores, more], axis=-1)
     top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
     scores = jnp.exp(scores - top)
     # The output is normalised, which is small, not the weights: they are the largest array of a step.
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
-    product = functools.partial(summed_in_float32, functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"))
-    if also is None:
+    product = functools.partial(accumulate_float32, functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"))
+    if extra is None:
         y = product(dropped, v)
     else:
         own, more = jnp.split(dropped, [v.shape[2]], axis=-1)
-        y = product(own, v) + product(more, also[1])
+        y = product(own, v) + product(more, extra[1])
     y = checkpoint_name(y, "attention_out")
     return (y * share).astype(v.dtype), (scores * share).astype(v.dtype)
 
@@ -100,10 +106,10 @@ def _products(q: jax.Array, k: jax.Array, cached: bool) -> jax.Array:
     if k.ndim == 5:
         return cpu.product_with_tiles(q, k)
     form = "bhqd,bhdk->bhqk" if cached else "bhqd,bhkd->bhqk"
-    return summed_in_float32(functools.partial(jnp.einsum, form), q, k)
+    return accumulate_float32(functools.partial(jnp.einsum, form), q, k)
 
 
-class Attention(Part):
+class Attention(TransformerModule):
     """Queries from one sequence; keys and values from the same one, from another, or projected before.
 
     Attributes:
@@ -137,7 +143,7 @@ class Attention(Part):
         if self.cross:
             return
         if c.relative_bias is not None and c.relative_bias.per_layer:
-            self.bias = Bias(c, **kw)
+            self.bias = RelativePositionBias(c, **kw)
         d = c.disentangled
         if d is not None and not d.shared_projections:
             if d.position_to_content:
@@ -162,7 +168,7 @@ class Attention(Part):
         wide = jnp.swapaxes(x, 1, 2)
         return jnp.swapaxes(norm(wide.reshape(*wide.shape[:2], -1)).reshape(wide.shape), 1, 2)
 
-    def _turned(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
+    def _rotated(self, x: jax.Array, rotation: Rotation | None) -> jax.Array:
         return x if rotation is None else rotate(x, rotation, interleaved=self.settings.rotary.interleaved)
 
     def queries(self, x: jax.Array, rotation: Rotation | None = None) -> jax.Array:
@@ -186,22 +192,22 @@ class Attention(Part):
             position_q = jnp.swapaxes((to_query or self.position_query)(table), 1, 2)
         if d.content_to_position:
             position_k = jnp.swapaxes((to_key or self.position_key)(table), 1, 2)
-        rows = disentangled_rows(q.shape[2], d)
+        rows = disentangled_table_rows(q.shape[2], d)
         return self.scale * disentangled_scores(q, k, position_q, position_k, rows)
 
     def __call__(
         self,
         x: jax.Array,
         keys_values: tuple[jax.Array, jax.Array],
-        mask: jax.Array | Segments | None,
+        mask: jax.Array | SegmentIds | None,
         *,
         train: bool = False,
         rotation: Rotation | None = None,
         bias: jax.Array | None = None,
         position_table: jax.Array | None = None,
         cached: bool = False,
-        whole: bool = True,
-        also: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+        return_weights: bool = True,
+        extra: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """x [batch, length, hidden] attends over keys_values; returns the like of x, and the weights.
 
@@ -216,7 +222,7 @@ class Attention(Part):
         c, name = self.config, self.attention_impl
         options = {"scale": self.scale, "softcap": c.attention_softcap}
         if name == "xla":
-            options.update(drop=drop, bias=bias, cached=cached, whole=whole, also=also)
+            options.update(drop=drop, bias=bias, cached=cached, return_weights=return_weights, extra=extra)
             y, weights = attend(q, *keys_values, mask, **options)
         else:
             check_kernel(name, c, q, keys_values[0], dropout=drop is not None, bias=bias is not None)

@@ -15,14 +15,14 @@ from flax.core import FrozenDict
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.inputs import check_encoder, check_side
+from seq2seq_jax.models.inputs import check_encoder_inputs, check_inputs
 from seq2seq_jax.models.int8 import quantise
-from seq2seq_jax.models.kernels import segments
+from seq2seq_jax.models.kernels import segment_ids
 from seq2seq_jax.models.layers import Dtype, Projection
-from seq2seq_jax.models.losses import IGNORED, cross_entropy, spread_weights
+from seq2seq_jax.models.losses import IGNORED, cross_entropy, label_weights
 from seq2seq_jax.models.stack import (
     LayerOutput,
-    Show,
+    OutputFlags,
     inputs_first,
     outputs_first,
     stack_layers,
@@ -30,7 +30,7 @@ from seq2seq_jax.models.stack import (
     unstack_layers,
 )
 from seq2seq_jax.models.targets import check_ids, pack_begins, shift_tokens_right, wrap_tokens_right
-from seq2seq_jax.models.transformer import Transformer, join
+from seq2seq_jax.models.transformer import Transformer, combine_masks
 
 
 @struct.dataclass
@@ -150,7 +150,7 @@ class EncoderDecoder(nn.Module):
             padding: tokens see only tokens of their own pack, on either side, and positions restart with each pack. A
             row may be longer than there are positions, a pack not.
           labels: int [batch, target], -100 where there is nothing to predict.
-          loss_weights: of the labels in the loss, see losses.spread_weights; None: all weigh alike.
+          loss_weights: of the labels in the loss, see losses.label_weights; None: all weigh alike.
           encoder_outputs: what the encoder would return (models/inputs.py, last_hidden_state), which is not run then:
             input_ids are not needed and not read.
           inputs_embeds, decoder_inputs_embeds: [batch, length, embedding_size], in place of ids: what stands in for the
@@ -182,7 +182,7 @@ class EncoderDecoder(nn.Module):
             # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
             if decoder_attention_mask is None and c.is_pair:
                 decoder_attention_mask = self._not_padding(decoder_input_ids, decoder_pack_ids)
-        target = check_side(
+        target = check_inputs(
             c.decoder,
             "decoder",
             ids=decoder_input_ids,
@@ -198,13 +198,13 @@ class EncoderDecoder(nn.Module):
         if output_attentions and self.attention_impl != "xla":
             raise ValueError(f"attention_impl {self.attention_impl!r} returns no attention weights; give 'xla'")
 
-        show = Show(train, output_attentions, output_hidden_states)
-        states, encoder_shown = self._encoded(
+        flags = OutputFlags(train, output_attentions, output_hidden_states)
+        states, encoder_layers = self._encoded(
             input_ids,
             attention_mask,
             encoder_outputs,
             inputs_embeds,
-            show,
+            flags,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             pack_ids=encoder_pack_ids,
@@ -214,10 +214,11 @@ class EncoderDecoder(nn.Module):
             raise ValueError(f"the decoder has {target[0]} rows and the encoder {source[0]}; give both as many")
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
         if self.attention_impl == "splash":
-            cross_mask = segments(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
+            cross_mask = segment_ids(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
         elif encoder_pack_ids is not None:
-            cross_mask = join(cross_mask, (decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :])[:, None])
-        decoded, decoder_shown = self.decoder(
+            same_pack = decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :]  # [batch, target, source]
+            cross_mask = combine_masks(cross_mask, same_pack[:, None])
+        decoded, decoder_layers = self.decoder(
             None if decoder_input_ids is None else jnp.asarray(decoder_input_ids),
             decoder_attention_mask,
             embeds=None if decoder_inputs_embeds is None else jnp.asarray(decoder_inputs_embeds),
@@ -225,23 +226,23 @@ class EncoderDecoder(nn.Module):
             pack_ids=decoder_pack_ids,
             encoder_states=self._project(states),
             cross_mask=cross_mask,
-            show=show,
+            flags=flags,
         )
         logits = self.decoder.logits(decoded) if output_logits else None
         loss = None
         if output_logits and labels is not None:
-            weights = spread_weights(loss_weights, jnp.asarray(labels), decoder_pack_ids)
+            weights = label_weights(loss_weights, jnp.asarray(labels), decoder_pack_ids)
             loss = cross_entropy(logits, jnp.asarray(labels), weights, vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
             logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
             decoder_last_hidden_state=decoded,
             encoder_last_hidden_state=states,
-            encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states and encoder_shown else None,
-            decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
-            encoder_attentions=_each(encoder_shown, "attention") if output_attentions and encoder_shown else None,
-            decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
-            cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
+            encoder_hidden_states=_hidden(encoder_layers, states) if output_hidden_states and encoder_layers else None,
+            decoder_hidden_states=_hidden(decoder_layers, decoded) if output_hidden_states else None,
+            encoder_attentions=_each(encoder_layers, "attention") if output_attentions and encoder_layers else None,
+            decoder_attentions=_each(decoder_layers, "attention") if output_attentions else None,
+            cross_attentions=_each(decoder_layers, "cross_attention") if output_attentions else None,
         )
 
     @ties.with_ties
@@ -265,7 +266,7 @@ class EncoderDecoder(nn.Module):
         states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
         chunks = {"chunk": chunk, "vocab_chunk": vocab_chunk}
         losses = self.decoder.head.token_losses(states, jnp.asarray(labels), **chunks, **loss)
-        weights = spread_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
+        weights = label_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
         return losses if weights is None else losses * weights
 
     @ties.with_ties
@@ -280,15 +281,15 @@ class EncoderDecoder(nn.Module):
         return (ids != self.config.pad_token_id) | begins
 
     def _encoded(
-        self, input_ids, attention_mask, encoder_outputs, inputs_embeds, show: Show, **more
+        self, input_ids, attention_mask, encoder_outputs, inputs_embeds, flags: OutputFlags, **more
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """The encoder's states [batch, source, hidden] and what its layers show; nothing of states that are given."""
         given = {"ids": input_ids, "embeds": inputs_embeds, "attention_mask": attention_mask, **more}
-        _, states = check_encoder(self.config.encoder, encoder_outputs, **given)
+        _, states = check_encoder_inputs(self.config.encoder, encoder_outputs, **given)
         if states is not None:
             return jnp.asarray(states).astype(self.dtype), []
         ids, embeds = (None if a is None else jnp.asarray(a) for a in (input_ids, inputs_embeds))
-        return self.encoder(ids, attention_mask, embeds=embeds, show=show, **more)
+        return self.encoder(ids, attention_mask, embeds=embeds, flags=flags, **more)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
@@ -305,7 +306,7 @@ class EncoderDecoder(nn.Module):
     ) -> jax.Array:
         """Encoder states [batch, source, hidden]; the arguments are those of a call."""
         more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        return self._encoded(input_ids, attention_mask, encoder_outputs, inputs_embeds, Show(), **more)[0]
+        return self._encoded(input_ids, attention_mask, encoder_outputs, inputs_embeds, OutputFlags(), **more)[0]
 
     def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
         """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""
@@ -376,10 +377,10 @@ class EncoderDecoder(nn.Module):
         return jax.eval_shape(init, ids, ids)
 
 
-def _hidden(shown: list[LayerOutput], last: jax.Array) -> tuple[jax.Array, ...]:
-    return (*(output.hidden for output in shown), last)
+def _hidden(layer_outputs: list[LayerOutput], last: jax.Array) -> tuple[jax.Array, ...]:
+    return (*(output.hidden for output in layer_outputs), last)
 
 
-def _each(shown: list[LayerOutput], name: str) -> tuple[jax.Array, ...]:
-    found = (getattr(output, name) for output in shown)
+def _each(layer_outputs: list[LayerOutput], name: str) -> tuple[jax.Array, ...]:
+    found = (getattr(output, name) for output in layer_outputs)
     return tuple(weights for weights in found if weights is not None)

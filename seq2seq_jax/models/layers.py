@@ -38,14 +38,14 @@ def _sqrt_softplus(x: jax.Array) -> jax.Array:
     return jnp.where(x < -20.0, jnp.exp(0.5 * jnp.minimum(x, -20.0)), jnp.sqrt(nn.softplus(jnp.maximum(x, -20.0))))
 
 
-def _bounded(x: jax.Array, low: float, high: float) -> jax.Array:
+def _clip(x: jax.Array, low: float, high: float) -> jax.Array:
     """x between the bounds, where its derivative is 1, as torch has it; jnp.clip halves it at a bound."""
     return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": _gelu,
-    "gelu_10": lambda x: _bounded(_gelu(x), -10.0, 10.0),
+    "gelu_10": lambda x: _clip(_gelu(x), -10.0, 10.0),
     "gelu_accurate": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_new": _gelu_tanh,
@@ -69,7 +69,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def summed_in_float32(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
+def accumulate_float32(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
     """product(x, y), linear in both, float32 whatever they are.
 
     What comes back to 16-bit numbers is rounded to theirs before it meets the other one, as under torch's autocast: a
@@ -96,7 +96,7 @@ def residual_dtype(config: TransformerConfig, dtype: Dtype) -> Dtype:
     return jnp.float32 if wide else dtype
 
 
-def finite_in_float16(x: jax.Array) -> jax.Array:
+def clamp_float16(x: jax.Array) -> jax.Array:
     """x with float16's infinities brought back to what it holds (the clamp of T5Block and BartEncoderLayer)."""
     if x.dtype != jnp.float16:
         return x
@@ -121,7 +121,7 @@ def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: Trans
     return (config.initializer_range if std is None else std) * jax.random.normal(key, tuple(shape), jnp.float32)
 
 
-class Part(nn.Module):
+class TransformerModule(nn.Module):
     """A module with the settings of a transformer; declares parameters with logical axes.
 
     Attributes:
@@ -165,7 +165,7 @@ class Dropout(nn.Module):
         return jnp.where(kept, x * (1.0 / (1.0 - self.rate)), 0.0)
 
 
-class Projection(Part):
+class Projection(TransformerModule):
     """A linear map of [..., *inputs] to [..., *outputs]; its kernel keeps heads as an axis of their own."""
 
     inputs: tuple[int, ...] = ()
@@ -197,7 +197,7 @@ class Projection(Part):
         return y
 
 
-class Norm(Part):
+class Norm(TransformerModule):
     """Layer norm (torch.nn.LayerNorm) or RMS norm over the features; the statistics are float32."""
 
     @nn.compact
@@ -212,7 +212,7 @@ class Norm(Part):
         return y.astype(self.dtype)
 
 
-class Table(Part):
+class EmbeddingTable(TransformerModule):
     """An embedding table [rows, features]. An id outside the table gives NaN, never a neighbour's row.
 
     Attributes:
@@ -236,7 +236,7 @@ class Table(Part):
         return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
 
 
-def sinusoids(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
+def sinusoidal_embeddings(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
     """Sines, then cosines, of positions [batch, length]: [batch, length, size] (Vaswani et al. 2017).
 
     Args:
@@ -248,7 +248,7 @@ def sinusoids(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-class Embeddings(Part):
+class Embeddings(TransformerModule):
     """Token, position and type embeddings, summed and normed: ids [batch, length] to [batch, length, hidden]."""
 
     def setup(self):
@@ -257,16 +257,16 @@ class Embeddings(Part):
         width = c.hidden_size if first else c.embedding_size
         small = {"features": width, "axes": ("position", "embed"), **kw}
         size = {"rows": c.padded_vocab_size, "features": c.embedding_size}
-        self.token = Table(c, padding_idx=c.padding_idx, **size, **kw)
+        self.token = EmbeddingTable(c, padding_idx=c.padding_idx, **size, **kw)
         if c.own_token_id is not None:
-            self.own_token = Table(c, rows=1, **small)
+            self.own_token = EmbeddingTable(c, rows=1, **small)
         if c.positions == "learned":
             padding = None if c.position_pad_id is None else c.position_offset - 1
-            self.position = Table(c, rows=c.max_positions + c.position_offset, padding_idx=padding, **small)
+            self.position = EmbeddingTable(c, rows=c.max_positions + c.position_offset, padding_idx=padding, **small)
         if c.type_vocab_size:
-            self.token_type = Table(c, rows=c.type_vocab_size, **small)
+            self.token_type = EmbeddingTable(c, rows=c.type_vocab_size, **small)
         if c.task_vocab_size:
-            self.task_type = Table(c, rows=c.task_vocab_size, **small)
+            self.task_type = EmbeddingTable(c, rows=c.task_vocab_size, **small)
         if c.embedding_norm:
             self.norm = Norm(c, **kw)
         if c.embedding_size != c.hidden_size:
@@ -320,10 +320,10 @@ class Embeddings(Part):
         rows = position_ids + c.position_offset
         if c.positions == "learned":
             return x + self.position(rows)
-        return x + sinusoids(rows, x.shape[-1], wide=c.positions == "sinusoidal_wide").astype(self.dtype)
+        return x + sinusoidal_embeddings(rows, x.shape[-1], wide=c.positions == "sinusoidal_wide").astype(self.dtype)
 
 
-class Mlp(Part):
+class Mlp(TransformerModule):
     """up, activation, down; where it is gated, activation(gate) * up, down."""
 
     def setup(self):
@@ -346,7 +346,7 @@ class Mlp(Part):
         return self.down(self.drop(y, deterministic=not train))
 
 
-class Head(Part):
+class Head(TransformerModule):
     """States [..., hidden] to logits [..., padded_vocab_size], float32; padded entries are the lowest float."""
 
     def setup(self):
@@ -378,7 +378,7 @@ class Head(Part):
         if self.kernel.dtype == jnp.int8:
             logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, few_tokens=True)
         else:
-            product = lambda a, b, axes: summed_in_float32(
+            product = lambda a, b, axes: accumulate_float32(
                 functools.partial(jax.lax.dot_general, dimension_numbers=axes), a, b
             )
             logits = cpu.product_with_rows(product, x, self.kernel, most=FEW_TOKENS)

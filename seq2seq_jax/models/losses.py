@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seq2seq_jax.parallel.axes import constrain, fitting_spec, mesh_in_use, shards
+from seq2seq_jax.parallel.axes import constrain, current_mesh, fitting_spec, num_shards
 
 IGNORED = -100
 
@@ -53,7 +53,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | Non
     """Mean of `token_losses` over labels that are not -100 (torch.nn.CrossEntropyLoss); NaN if there is none.
 
     Args:
-      weights: of `spread_weights`: the mean is sum(weight * loss) / sum(weight). None: all are 1.
+      weights: of `label_weights`: the mean is sum(weight * loss) / sum(weight). None: all are 1.
     """
     losses = token_losses(logits, labels, **options)
     if weights is None:
@@ -61,7 +61,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | Non
     return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
-def spread_weights(weights: jax.Array | None, labels: jax.Array, pack_ids: jax.Array | None = None) -> jax.Array | None:
+def label_weights(weights: jax.Array | None, labels: jax.Array, pack_ids: jax.Array | None = None) -> jax.Array | None:
     """How much each label weighs in the loss, float32 [batch, target], 0 where it is -100; None for None: all alike.
 
     Args:
@@ -132,10 +132,11 @@ def chunked_token_losses(
             raise ValueError(f"{name} is {value!r}; give a whole number from 1 up")
     rows, hidden = kernel.shape
     # Each device cuts its own tokens: [chunks, parts, tokens], of which the mesh splits the parts.
-    mesh = mesh_in_use()
-    if mesh is not None and vocab_chunk is not None and shards(fitting_spec((rows,), ("vocab",), mesh)[0], mesh) > 1:
+    mesh = current_mesh()
+    vocab_parts = 1 if mesh is None else num_shards(fitting_spec((rows,), ("vocab",), mesh)[0], mesh)
+    if vocab_chunk is not None and vocab_parts > 1:
         raise ValueError(f"loss_vocab_chunk is {vocab_chunk}, and the mesh splits the vocabulary; leave it out")
-    parts = 1 if mesh is None else shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
+    parts = 1 if mesh is None else num_shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
     tokens = labels.size // parts
     count = -(-tokens // max(1, chunk // parts))
     each = -(-tokens // count)
@@ -196,20 +197,21 @@ def _forward(settings: _Loss, states, kernel, bias, labels) -> tuple[jax.Array, 
         states, labels = xs
 
         def add(sums, tile):
-            top, total, chosen, whole = sums
+            top, total, chosen, logits_sum = sums
             logits, ids = _logits(settings, states, tile)
             higher = jnp.maximum(top, jnp.max(logits, -1))
             total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), -1)
             chosen = chosen + jnp.sum(jnp.where(ids == labels[..., None], logits, 0.0), -1)
             if settings.label_smoothing:
-                whole = whole + jnp.sum(jnp.where(ids < settings.vocab_size, logits, 0.0), -1)
-            return (higher, total, chosen, whole), None
+                logits_sum = logits_sum + jnp.sum(jnp.where(ids < settings.vocab_size, logits, 0.0), -1)
+            return (higher, total, chosen, logits_sum), None
 
         zeros = jnp.zeros(labels.shape, jnp.float32)
-        (top, total, chosen, whole), _ = jax.lax.scan(add, (zeros + jnp.finfo(jnp.float32).min, *[zeros] * 3), tiles)
+        start = (zeros + jnp.finfo(jnp.float32).min, zeros, zeros, zeros)
+        (top, total, chosen, logits_sum), _ = jax.lax.scan(add, start, tiles)
         log_normaliser = top + jnp.log(total)
         smoothing = settings.label_smoothing
-        loss = log_normaliser - (1.0 - smoothing) * chosen - smoothing * whole / settings.vocab_size
+        loss = log_normaliser - (1.0 - smoothing) * chosen - smoothing * logits_sum / settings.vocab_size
         loss = loss + settings.z_loss * jnp.square(log_normaliser)
         loss = jnp.where((labels >= 0) & (labels < settings.vocab_size), loss, jnp.nan)
         return None, (jnp.where(labels == IGNORED, 0.0, loss), log_normaliser)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.losses import IGNORED, spread_weights
+from seq2seq_jax.models.losses import IGNORED, label_weights
 from seq2seq_jax.parallel.axes import constrain
 from seq2seq_jax.training.groups import Groups
 from seq2seq_jax.training.guard import judge
@@ -51,7 +51,7 @@ def loss_and_grads(
     """
     total = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
     count = total(jnp.sum(batch["labels"] != IGNORED))
-    weights = spread_weights(batch.get("loss_weights"), batch["labels"], batch.get("decoder_pack_ids"))
+    weights = label_weights(batch.get("loss_weights"), batch["labels"], batch.get("decoder_pack_ids"))
     weight = count if weights is None else total(jnp.sum(weights))
 
     def objective(params, part, rng):

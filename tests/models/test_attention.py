@@ -26,7 +26,7 @@ def test_few_heads_at_a_time_are_all_heads(monkeypatch, batch, heads, kv_heads, 
     bias = None if bias is None else normal(*bias)
     expected, _ = attention.attend(q, k, v, mask, 0.3, bias=bias)
     monkeypatch.setattr(cpu, "CACHED_SCORES", 4 * 4 * 24 * 40)  # four heads, of which the divisors remain
-    lowered = jax.jit(lambda q: attention.attend(q, k, v, mask, 0.3, bias=bias, whole=False)[0]).lower(q)
+    lowered = jax.jit(lambda q: attention.attend(q, k, v, mask, 0.3, bias=bias, return_weights=False)[0]).lower(q)
     assert "while" in lowered.as_text()
     np.testing.assert_allclose(lowered.compile()(q), expected, rtol=1e-5, atol=1e-6)
 
@@ -48,4 +48,4 @@ def test_weights_are_of_all_heads(monkeypatch):
     monkeypatch.setattr(cpu, "CACHED_SCORES", 1)
     q = jnp.ones((2, 3, 4, 8))
     assert attention.attend(q, q, q, None, 1.0)[1].shape == (2, 3, 4, 4)
-    assert attention.attend(q, q, q, None, 1.0, whole=False)[1] is None
+    assert attention.attend(q, q, q, None, 1.0, return_weights=False)[1] is None
