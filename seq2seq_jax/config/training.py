@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq_jax.config.loss import LossConfig
 from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
 from seq2seq_jax.config.validation import check, nearest, setting
 from seq2seq_jax.config.validation import check_choice as _check_choice
@@ -291,15 +292,20 @@ class TrainConfig:
         _check_choice(self.remat, REMATS, "remat")
         _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
         _check_choice(self.dtype, DTYPES, "dtype")
-        for name in ("label_smoothing", "dropout", "attention_dropout", "ema_decay"):
+        for name in ("dropout", "attention_dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
-        check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")
         check(
             self.loss_vocab_chunk is None or self.loss_chunk is not None,
             f"loss_vocab_chunk is {self.loss_vocab_chunk}, and loss_chunk is not given; give both",
         )
+        self.loss  # noqa: B018 - it checks its values
         self._fit_lengths()
+
+    @property
+    def loss(self) -> LossConfig:
+        """The four settings of the loss as one value."""
+        return LossConfig(self.label_smoothing, self.z_loss, self.loss_chunk, self.loss_vocab_chunk)
 
     def _fit_lengths(self) -> None:
         """Lengths of batches that attention's kernel takes."""

@@ -174,14 +174,14 @@ class Attention(TransformerModule):
     def queries(self, x: jax.Array, rotation: Rotation | None = None) -> jax.Array:
         """[batch, length, hidden] to [batch, heads, length, head_dim]."""
         q = self._heads_first(self.query(x))
-        return self._turned(self._normed(q, self.query_norm) if self.config.query_key_norm else q, rotation)
+        return self._rotated(self._normed(q, self.query_norm) if self.config.query_key_norm else q, rotation)
 
     def keys_values(self, x: jax.Array, rotation: Rotation | None = None) -> tuple[jax.Array, jax.Array]:
         """[batch, length, kv_size] to keys and values, [batch, kv heads, length, head_dim]."""
         k, v = (self._heads_first(projection(x)) for projection in (self.key, self.value))
-        k = self._turned(self._normed(k, self.key_norm) if self.config.query_key_norm else k, rotation)
+        k = self._rotated(self._normed(k, self.key_norm) if self.config.query_key_norm else k, rotation)
         turn_values = rotation is not None and self.settings.rotary.values
-        return k, self._turned(v, rotation) if turn_values else v
+        return k, self._rotated(v, rotation) if turn_values else v
 
     def position_scores(self, q: jax.Array, k: jax.Array, table: jax.Array) -> jax.Array:
         """DeBERTa's scores between contents and relative positions, scaled; `table` [rows, hidden]."""

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from flax.core import FrozenDict
 
-from seq2seq_jax.config import EncoderDecoderConfig
+from seq2seq_jax.config import EncoderDecoderConfig, LossConfig
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.inputs import check_encoder_inputs, check_inputs
@@ -128,6 +127,7 @@ class EncoderDecoder(nn.Module):
         decoder_pack_ids=None,
         labels=None,
         loss_weights=None,
+        loss_config: LossConfig = LossConfig(),
         encoder_outputs=None,
         inputs_embeds=None,
         decoder_inputs_embeds=None,
@@ -151,6 +151,7 @@ class EncoderDecoder(nn.Module):
             row may be longer than there are positions, a pack not.
           labels: int [batch, target], -100 where there is nothing to predict.
           loss_weights: of the labels in the loss, see losses.label_weights; None: all weigh alike.
+          loss_config: the loss's smoothing and z-loss; its chunks are for `token_losses`.
           encoder_outputs: what the encoder would return (models/inputs.py, last_hidden_state), which is not run then:
             input_ids are not needed and not read.
           inputs_embeds, decoder_inputs_embeds: [batch, length, embedding_size], in place of ids: what stands in for the
@@ -232,7 +233,7 @@ class EncoderDecoder(nn.Module):
         loss = None
         if output_logits and labels is not None:
             weights = label_weights(loss_weights, jnp.asarray(labels), decoder_pack_ids)
-            loss = cross_entropy(logits, jnp.asarray(labels), weights, vocab_size=c.decoder.vocab_size)
+            loss = cross_entropy(logits, jnp.asarray(labels), weights, loss_config, vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
             logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
@@ -251,21 +252,17 @@ class EncoderDecoder(nn.Module):
         *,
         labels,
         loss_weights=None,
-        chunk: int | None = None,
-        vocab_chunk: int | None = None,
-        loss: Mapping[str, float] = FrozenDict(),
+        loss_config: LossConfig = LossConfig(),
         **inputs,
     ):
         """Loss of each target token in nats, times its weight, float32 [batch, target], 0 where the label is -100.
 
         Args:
-          labels, loss_weights, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
-          vocab_chunk: with chunk, how many logits of each of these tokens exist at a time; None: all.
-          loss: label_smoothing and z_loss (losses.py).
+          labels, loss_weights, inputs: those of a call.
+          loss_config: smoothing, z-loss, and how many logits exist at a time.
         """
         states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
-        chunks = {"chunk": chunk, "vocab_chunk": vocab_chunk}
-        losses = self.decoder.head.token_losses(states, jnp.asarray(labels), **chunks, **loss)
+        losses = self.decoder.head.token_losses(states, jnp.asarray(labels), loss_config)
         weights = label_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
         return losses if weights is None else losses * weights
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.config import LossConfig, TransformerConfig
 from seq2seq_jax.models import cpu
 from seq2seq_jax.models.int8 import int8_product
 from seq2seq_jax.models.losses import chunked_token_losses, token_losses
@@ -390,14 +390,11 @@ class Head(TransformerModule):
             logits = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits, LOWEST)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
-    def token_losses(
-        self, x: jax.Array, labels: jax.Array, *, chunk: int | None, vocab_chunk: int | None, **options
-    ) -> jax.Array:
-        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time, and of these
-        `vocab_chunk`. None, or int8 kernels, which are for decoding: of all."""
+    def token_losses(self, x: jax.Array, labels: jax.Array, config: LossConfig) -> jax.Array:
+        """Losses of `labels` [batch, length] (losses.py) from states [batch, length, hidden]. Int8 kernels, which are
+        for decoding, know no chunks."""
         c = self.config
-        if chunk is None or self.kernel.dtype == jnp.int8:
-            return token_losses(self(x), labels, vocab_size=c.vocab_size, **options)
-        options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap}
-        options |= {"chunk": chunk, "vocab_chunk": vocab_chunk}
-        return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, **options)
+        if config.chunk is None or self.kernel.dtype == jnp.int8:
+            return token_losses(self(x), labels, config, vocab_size=c.vocab_size)
+        options = {"vocab_size": c.vocab_size, "softcap": c.head_softcap}
+        return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, config, **options)

@@ -50,7 +50,8 @@ class LayerContext:
 
     Attributes:
       self_masks: one for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
-        splash attention `SegmentIds`. With merged attention, outside of decoding: [batch, 1, queries, queries + source].
+        splash attention `SegmentIds`. Outside of decoding those of merged attention are [batch, 1, queries, queries +
+        source].
       cross_mask: likewise, [batch, 1, queries, source].
       rotations: for each of the config's rotaries, its cosine and sine.
       positions: of queries [queries] and keys [keys], for relative biases. bias: that of all layers, or None.

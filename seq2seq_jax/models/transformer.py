@@ -108,7 +108,7 @@ class Transformer(TransformerModule):
         pack_ids: jax.Array | None = None,
         encoder_states: jax.Array | None = None,
         cross_mask: jax.Array | SegmentIds | None = None,
-        flags: OutputFlags = OutputFlags(),  # noqa: B008
+        flags: OutputFlags = OutputFlags(),
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens, `embeds`
         [batch, length, embedding_size] stand in for the rows of ids, which are None then."""

@@ -172,7 +172,7 @@ class Run:
             tokenizers_of_metrics=settings.tokenizers,
             batch_size=settings.batch_size,
             decode_limit=None if whole else settings.decode_limit,
-            loss_chunk=self.config.loss_chunk,
+            loss_config=self.config.loss,
             progress=is_first(),
         )
 

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from seq2seq_jax.config import LossConfig
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.models.encoder_decoder import EncoderDecoderOutput
 from seq2seq_jax.models.losses import label_weights
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
-from seq2seq_jax.training.step import loss_and_grads
+from seq2seq_jax.training.step import StepConfig, loss_and_grads
 from tests.weights.checkpoints import BERT, GPT2, TOKENS, noisy
 
 SMALL = {**BERT, "num_hidden_layers": 1}
@@ -140,7 +141,7 @@ def test_weights_of_tokens_examples_and_packs():
         label_weights(packs, LABELS)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulation": 2}, {"loss_chunk": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2}, {"loss": LossConfig(chunk=3)}], ids=str)
 def test_weighted_loss(pair, options):
     """sum(weight * loss) / sum(weight) of the token losses, and its gradient by finite weights' linearity."""
     draw = np.random.default_rng(1)
@@ -152,7 +153,7 @@ def test_weighted_loss(pair, options):
     expected = np.sum(losses * weights) / np.sum(counted)
     batch = {"input_ids": IDS, "labels": labels, "loss_weights": weights}
     np.testing.assert_allclose(pair.model.apply(variables, **batch).loss, expected, rtol=1e-5)
-    run = jax.jit(lambda params, batch: loss_and_grads(pair.model, params, batch, **options))
+    run = jax.jit(lambda params, batch: loss_and_grads(pair.model, params, batch, config=StepConfig(**options)))
     loss, grads, tokens = run(pair.params, batch)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert tokens == np.sum(labels != -100)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from seq2seq_jax.config import REMATS, TrainConfig, from_mapping
+from seq2seq_jax.config import REMATS, LossConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.losses import cross_entropy
 from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.training.setup import make_training, training_model
@@ -50,7 +50,7 @@ def test_the_loss(pair, batch):
     """Smoothed, with z-loss, in tiles: what the logits give by hand, and no array of all logits."""
     options = {"label_smoothing": 0.2, "z_loss": 0.3}
     plain = pair.model.apply({"params": pair.params}, **batch)
-    expected = float(cross_entropy(plain.logits, batch["labels"], **options))
+    expected = float(cross_entropy(plain.logits, batch["labels"], config=LossConfig(**options)))
     assert abs(expected - float(plain.loss)) > 0.1
     tiles = {"loss_chunk": 8, "loss_vocab_chunk": 16}
     made = training(pair, **options, **tiles)
