@@ -23,10 +23,21 @@ LENGTH_MULTIPLE = 8
 # Each with jax's name of it.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
-# What the backward pass computes anew; what each name means: models/stack.py.
-REMATS = (
-    "none", "elementwise", "full", "dots", "dots_with_no_batch_dims", "offload_dots", "save_attention_out", "save_mlp",
-)  # fmt: skip
+# What the backward pass finds kept beside each layer's input: name -> the policy, of jax.checkpoint_policies. "none"
+# has no policy: everything is kept. "dropped", "attention_out" and "mlp" are names that models/ gives to arrays
+# (checkpoint_name); of the attention kernels only splash names its output.
+REMATS = {
+    "none": None,
+    "elementwise": lambda policies: policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names("dropped", "attention_out")
+    ),
+    "full": lambda policies: policies.nothing_saveable,
+    "dots": lambda policies: policies.checkpoint_dots,
+    "dots_with_no_batch_dims": lambda policies: policies.checkpoint_dots_with_no_batch_dims,
+    "offload_dots": lambda policies: policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "save_attention_out": lambda policies: policies.save_only_these_names("attention_out"),
+    "save_mlp": lambda policies: policies.save_only_these_names("mlp"),
+}
 MODES = ("jit", "pmap")
 # Each metric with the scores that it gives.
 METRICS = {
@@ -246,7 +257,7 @@ class TrainConfig:
     )
     remat: str = setting(
         "elementwise",
-        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)} (models/stack.py)",
+        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)}",
         may_change=True,
     )
     attention_impl: str = setting(

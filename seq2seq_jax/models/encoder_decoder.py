@@ -16,19 +16,12 @@ from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.models.inputs import check_encoder_inputs, check_inputs
 from seq2seq_jax.models.int8 import quantise
-from seq2seq_jax.models.kernels import segment_ids
+from seq2seq_jax.models.kernels import segment_ids, takes_segment_ids
 from seq2seq_jax.models.layers import Dtype, Projection
 from seq2seq_jax.models.losses import IGNORED, cross_entropy, label_weights
-from seq2seq_jax.models.stack import (
-    LayerOutput,
-    OutputFlags,
-    inputs_first,
-    outputs_first,
-    stack_layers,
-    to_int8,
-    unstack_layers,
-)
-from seq2seq_jax.models.targets import check_ids, pack_begins, shift_tokens_right, wrap_tokens_right
+from seq2seq_jax.models.param_layouts import inputs_first, outputs_first, stack_layers, to_int8, unstack_layers
+from seq2seq_jax.models.stack import LayerOutput, OutputFlags
+from seq2seq_jax.models.targets import check_ids, decoder_inputs_of_labels, pack_begins
 from seq2seq_jax.models.transformer import Transformer, combine_masks
 
 
@@ -78,7 +71,7 @@ class EncoderDecoder(nn.Module):
 
     Attributes:
       dtype: of the computation. param_dtype: of parameters made by `init`.
-      remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
+      remat: what the backward pass keeps ("none": everything; the names: config.REMATS).
       attention_impl: "xla", or a kernel (models/kernels.py); decoding always takes "xla".
       scan_unroll: layers in one turn of the loop over them.
       unrolled: decoding form, made by `for_decoding`: untied and unstacked parameters, the decoder's kernels as
@@ -175,11 +168,7 @@ class EncoderDecoder(nn.Module):
             if decoder_pack_ids is not None and np.shape(decoder_pack_ids) != np.shape(labels):
                 shapes = list(np.shape(decoder_pack_ids)), list(np.shape(labels))
                 raise ValueError(f"decoder_pack_ids has shape {shapes[0]} and labels {shapes[1]}; make them equal")
-            if c.model_type in ("mbart", "plbart"):
-                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id, decoder_pack_ids)
-            else:
-                tokens = c.pad_token_id, c.decoder_start_token_id
-                decoder_input_ids = shift_tokens_right(labels, *tokens, decoder_pack_ids)
+            decoder_input_ids = decoder_inputs_of_labels(c, labels, decoder_pack_ids)
             # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
             if decoder_attention_mask is None and c.is_pair:
                 decoder_attention_mask = self._not_padding(decoder_input_ids, decoder_pack_ids)
@@ -214,7 +203,7 @@ class EncoderDecoder(nn.Module):
         if source[0] != target[0]:
             raise ValueError(f"the decoder has {target[0]} rows and the encoder {source[0]}; give both as many")
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
-        if self.attention_impl == "splash":
+        if takes_segment_ids(self.attention_impl):
             cross_mask = segment_ids(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
         elif encoder_pack_ids is not None:
             same_pack = decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :]  # [batch, target, source]

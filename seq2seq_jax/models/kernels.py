@@ -31,6 +31,11 @@ class SegmentIds(NamedTuple):
     keys: jax.Array
 
 
+def takes_segment_ids(attention_impl: str) -> bool:
+    """Whether the masks that this implementation reads are `SegmentIds`; the others read boolean arrays."""
+    return attention_impl == "splash"
+
+
 def segment_ids(queries: tuple, keys: tuple, key_mask=None, query_packs=None, key_packs=None) -> SegmentIds:
     """Those of arrays of the shapes `queries` and `keys`, of the tokens' mask and of packs (None: all is one pack)."""
     numbers = lambda packs, shape: jnp.zeros(shape, jnp.int32) if packs is None else jnp.asarray(packs, jnp.int32)

@@ -8,7 +8,7 @@ import numpy as np
 
 from seq2seq_jax.config import TransformerConfig, check
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.kernels import SegmentIds, segment_ids
+from seq2seq_jax.models.kernels import SegmentIds, segment_ids, takes_segment_ids
 from seq2seq_jax.models.layers import Embeddings, Head, Norm, TransformerModule
 from seq2seq_jax.models.positions import RelativePositionBias, RelativePositionTable, rotations
 from seq2seq_jax.models.stack import LayerContext, LayerOutput, OutputFlags, Stack
@@ -117,7 +117,7 @@ class Transformer(TransformerModule):
         positions = self._positions(ids, shape[1], mask, position_ids, pack_ids)
         x = self.embeddings(ids, positions, token_type_ids, embeds=embeds, train=flags.train)
         masks = self._masks(shape, mask, pack_ids)
-        if c.merged_attention and self.attention_impl != "splash":  # which refuses
+        if c.merged_attention and not takes_segment_ids(self.attention_impl):  # these refuse merged attention
             joint = (*shape, encoder_states.shape[1])
             masks = tuple(_concatenate_masks(each, cross_mask, joint) for each in masks)
         context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
@@ -129,7 +129,7 @@ class Transformer(TransformerModule):
     def _masks(self, shape: tuple[int, int], mask: jax.Array | None, pack_ids: jax.Array | None) -> tuple:
         """Who sees whom in self-attention, for each of the config's windows."""
         c, index = self.config, jnp.arange(shape[1])
-        if self.attention_impl == "splash":
+        if takes_segment_ids(self.attention_impl):
             return (segment_ids(shape, shape, mask, pack_ids, pack_ids),) * len(c.windows)
         self_mask = None if mask is None else mask.astype(bool)[:, None, None, :]
         if pack_ids is not None:

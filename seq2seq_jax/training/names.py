@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from seq2seq_jax.config import EncoderDecoderConfig
-from seq2seq_jax.models.stack import DECODER_KERNELS, scan_plan
+from seq2seq_jax.models.param_layouts import DECODER_KERNELS, scan_plan
 
 ADAPTERS = "lora"
 # Stored as a table of embeddings, [outputs, inputs]; where it is tied to one, it is no array of its own.

@@ -21,7 +21,7 @@ from seq2seq_jax.families.registry import FAMILIES
 from seq2seq_jax.families.rules import TRANSPOSE, Op, Rule, linear_rules, rule
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.stack import layer_location
+from seq2seq_jax.models.param_layouts import layer_location
 from seq2seq_jax.parallel.axes import num_shards, partition_spec
 from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.weights.files import Checkpoint

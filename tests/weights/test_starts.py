@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import Alias
-from seq2seq_jax.models.stack import inputs_first, scan_plan
+from seq2seq_jax.models.param_layouts import inputs_first, scan_plan
 from seq2seq_jax.pretrained.pair import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
