@@ -14,8 +14,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from seq2seq_jax.config import TrainConfig, from_mapping, parse_settings
+from seq2seq_jax.models.cpu import keep_memory
 from seq2seq_jax.parallel import multihost
-from seq2seq_jax.parallel.host_memory import keep_memory
 from seq2seq_jax.training.configs import OPEN_SECTIONS, describe
 from seq2seq_jax.training.loop import Stopped, train
 

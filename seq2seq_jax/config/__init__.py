@@ -5,6 +5,7 @@ Validation, no behaviour.
 
 from seq2seq_jax.config.generation import GenerationConfig
 from seq2seq_jax.config.generation_files import generation_from_hf, generation_to_hf
+from seq2seq_jax.config.loss import LossConfig
 from seq2seq_jax.config.models import (
     ACTIVATIONS,
     PAIR,
@@ -57,6 +58,7 @@ __all__ = [
     "GroupConfig",
     "LayerSettings",
     "LoraConfig",
+    "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
     "RelativeBias",

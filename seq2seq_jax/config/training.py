@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq_jax.config.loss import LossConfig
 from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
 from seq2seq_jax.config.validation import check, nearest, setting
 from seq2seq_jax.config.validation import check_choice as _check_choice
@@ -22,10 +23,21 @@ LENGTH_MULTIPLE = 8
 # Each with jax's name of it.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
-# What the backward pass computes anew; what each name means: models/stack.py.
-REMATS = (
-    "none", "elementwise", "full", "dots", "dots_with_no_batch_dims", "offload_dots", "save_attention_out", "save_mlp",
-)  # fmt: skip
+# What the backward pass finds kept beside each layer's input: name -> the policy, of jax.checkpoint_policies. "none"
+# has no policy: everything is kept. "dropped", "attention_out" and "mlp" are names that models/ gives to arrays
+# (checkpoint_name); of the attention kernels only splash names its output.
+REMATS = {
+    "none": None,
+    "elementwise": lambda policies: policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names("dropped", "attention_out")
+    ),
+    "full": lambda policies: policies.nothing_saveable,
+    "dots": lambda policies: policies.checkpoint_dots,
+    "dots_with_no_batch_dims": lambda policies: policies.checkpoint_dots_with_no_batch_dims,
+    "offload_dots": lambda policies: policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "save_attention_out": lambda policies: policies.save_only_these_names("attention_out"),
+    "save_mlp": lambda policies: policies.save_only_these_names("mlp"),
+}
 MODES = ("jit", "pmap")
 # Each metric with the scores that it gives.
 METRICS = {
@@ -245,7 +257,7 @@ class TrainConfig:
     )
     remat: str = setting(
         "elementwise",
-        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)} (models/stack.py)",
+        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)}",
         may_change=True,
     )
     attention_impl: str = setting(
@@ -291,15 +303,20 @@ class TrainConfig:
         _check_choice(self.remat, REMATS, "remat")
         _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
         _check_choice(self.dtype, DTYPES, "dtype")
-        for name in ("label_smoothing", "dropout", "attention_dropout", "ema_decay"):
+        for name in ("dropout", "attention_dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
-        check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")
         check(
             self.loss_vocab_chunk is None or self.loss_chunk is not None,
             f"loss_vocab_chunk is {self.loss_vocab_chunk}, and loss_chunk is not given; give both",
         )
+        self.loss  # noqa: B018 - it checks its values
         self._fit_lengths()
+
+    @property
+    def loss(self) -> LossConfig:
+        """The four settings of the loss as one value."""
+        return LossConfig(self.label_smoothing, self.z_loss, self.loss_chunk, self.loss_vocab_chunk)
 
     def _fit_lengths(self) -> None:
         """Lengths of batches that attention's kernel takes."""

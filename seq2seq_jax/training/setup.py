@@ -36,7 +36,7 @@ from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState, averages
-from seq2seq_jax.training.step import make_train_step
+from seq2seq_jax.training.step import StepConfig, make_train_step
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
 
@@ -201,27 +201,20 @@ def make_training(
         averaged = groups.trained_tree
     model_frozen = lora.merged_frozen(shapes) if adapted else groups.frozen
     applied, dropout = training_model(model, config)
-    step = make_train_step(
-        applied,
-        tx,
-        learning_rate(config.optimizer, num_steps),
+    step_config = StepConfig(
         seed=config.seed,
         dropout=dropout,
+        dropout_bits=DROPOUT_BITS[config.dropout_bits],
+        loss=config.loss,
+        accumulation=config.batch.accumulation,
         axis_name=axis_name,
-        groups=groups,
-        merge=merge,
         ema_decay=config.ema_decay,
         skip_above=config.optimizer.skip_above,
         scale_loss=half,
-        dropout_bits=DROPOUT_BITS[config.dropout_bits],
-        label_smoothing=config.label_smoothing,
-        z_loss=config.z_loss,
-        loss_chunk=config.loss_chunk,
-        loss_vocab_chunk=config.loss_vocab_chunk,
-        accumulation=config.batch.accumulation,
         update_norm=config.update_norm,
-        frozen=model_frozen,
     )
+    schedule = learning_rate(config.optimizer, num_steps)
+    step = make_train_step(applied, tx, schedule, step_config, groups=groups, merge=merge, frozen=model_frozen)
     begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)
     together = jax.jit(merge) if adapted else lambda tree: tree
     usable = lambda state: together(averages(state))
