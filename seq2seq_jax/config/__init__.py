@@ -24,6 +24,7 @@ from seq2seq_jax.config.training import (
     KERNEL_LENGTHS,
     LENGTH_MULTIPLE,
     METRICS,
+    OPEN_SECTIONS,
     REMATS,
     ROUGE_TOKENIZERS,
     BatchConfig,
@@ -32,8 +33,9 @@ from seq2seq_jax.config.training import (
     EvaluationConfig,
     MeshConfig,
     TrainConfig,
+    check_open_field,
 )
-from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_settings
+from seq2seq_jax.config.validation import alternatives, check, from_mapping, nearest, parse_settings
 
 __all__ = [
     "ACTIVATIONS",
@@ -43,6 +45,7 @@ __all__ = [
     "KERNEL_LENGTHS",
     "LENGTH_MULTIPLE",
     "METRICS",
+    "OPEN_SECTIONS",
     "PAIR",
     "REMATS",
     "ROUGE_TOKENIZERS",
@@ -63,7 +66,9 @@ __all__ = [
     "Rotary",
     "TrainConfig",
     "TransformerConfig",
+    "alternatives",
     "check",
+    "check_open_field",
     "from_mapping",
     "generation_from_hf",
     "generation_to_hf",

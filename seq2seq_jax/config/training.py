@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq_jax.config.generation import GenerationConfig
 from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
-from seq2seq_jax.config.validation import check, nearest, setting
-from seq2seq_jax.config.validation import check_choice as _check_choice
-from seq2seq_jax.config.validation import check_counts as _check_counts
+from seq2seq_jax.config.validation import check, check_choice, check_counts, nearest, setting
 
 # Each with the backend that it needs.
 ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
@@ -41,6 +40,28 @@ BLEU_TOKENIZERS = (
 ROUGE_TOKENIZERS = ("auto", "rouge-score", "unicode", "zh", "ja-mecab", "char")
 
 
+# Sections of a run whose values may be of several types, with the names that they may have; warm_start has
+# encoder_<field> and decoder_<field> too, which the families know.
+OPEN_SECTIONS = {
+    "generation": tuple(field.name for field in dataclasses.fields(GenerationConfig)),
+    "warm_start": (
+        "cross_attention_init", "decoder_start_token_id", "eos_token_id", "head_init", "pad_token_id",
+        "tie_encoder_decoder",
+    ),
+}  # fmt: skip
+SIDE_PREFIXES = ("encoder_", "decoder_")
+
+
+def check_open_field(section: str, name: str) -> None:
+    """A ValueError that suggests the nearest, unless `section` of a run may have a field `name`."""
+    known = OPEN_SECTIONS[section]
+    if section == "warm_start":
+        if name.startswith(SIDE_PREFIXES):
+            return
+        known = (*known, *(f"{prefix}<field>" for prefix in SIDE_PREFIXES))
+    check(name in known, f"config.{section}.{name} is unknown: {nearest(name, known)}")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where examples come from, and what becomes of their texts."""
@@ -65,10 +86,10 @@ class DataConfig:
     validation_limit: int | None = setting(None, help="at most so many validation examples; unset: all")
 
     def __post_init__(self):
-        _check_counts(self, "data", ("holdout", "max_source_length", "train_limit", "validation_limit"))
-        _check_counts(self, "data", ("max_target_length",), low=2)
-        _check_counts(self, "data", ("min_source_length", "min_target_length"), low=0)
-        _check_choice(self.long_examples, ("cut", "drop"), "data.long_examples")
+        check_counts(self, "data", ("holdout", "max_source_length", "train_limit", "validation_limit"))
+        check_counts(self, "data", ("max_target_length",), low=2)
+        check_counts(self, "data", ("min_source_length", "min_target_length"), low=0)
+        check_choice(self.long_examples, ("cut", "drop"), "data.long_examples")
 
 
 @dataclass(frozen=True)
@@ -97,8 +118,8 @@ class BatchConfig:
 
     def __post_init__(self):
         lengths = ("pack_source_length", "pack_target_length")
-        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", "length_multiple"))
-        _check_counts(self, "batch", lengths)
+        check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", "length_multiple"))
+        check_counts(self, "batch", lengths)
         rows, name = (self.size, "size") if self.tokens is None else (self.multiple, "multiple")
         check(
             rows % self.accumulation == 0,
@@ -138,7 +159,7 @@ class MeshConfig:
     )
 
     def __post_init__(self):
-        _check_choice(self.mode, MODES, "mesh.mode")
+        check_choice(self.mode, MODES, "mesh.mode")
         split = {name: getattr(self, name) for name in ("replica", "fsdp", "tensor") if getattr(self, name) != 1}
         named = ", ".join(f"mesh.{name} is {size}" for name, size in split.items())
         check(
@@ -178,11 +199,11 @@ class EvaluationConfig:
     )
 
     def __post_init__(self):
-        _check_counts(self, "evaluation", ("every", "batch_size", "decode_limit"))
+        check_counts(self, "evaluation", ("every", "batch_size", "decode_limit"))
         for name in self.metrics:
-            _check_choice(name, METRICS, "evaluation.metrics")
-        _check_choice(self.rouge_tokenizer, ROUGE_TOKENIZERS, "evaluation.rouge_tokenizer")
-        _check_choice(self.bleu_tokenize, BLEU_TOKENIZERS, "evaluation.bleu_tokenize")
+            check_choice(name, METRICS, "evaluation.metrics")
+        check_choice(self.rouge_tokenizer, ROUGE_TOKENIZERS, "evaluation.rouge_tokenizer")
+        check_choice(self.bleu_tokenize, BLEU_TOKENIZERS, "evaluation.bleu_tokenize")
         scores = ["loss", *(score for name in self.metrics for score in METRICS[name])]
         check(
             self.best in scores,
@@ -203,7 +224,7 @@ class CheckpointConfig:
     keep: int = setting(1, help="how many of the last ones stay, beside the best", may_change=True)
 
     def __post_init__(self):
-        _check_counts(self, "checkpoints", ("every", "keep"))
+        check_counts(self, "checkpoints", ("every", "keep"))
 
 
 @dataclass(frozen=True)
@@ -280,17 +301,20 @@ class TrainConfig:
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every", "profile_at", "profile_steps", "scan_unroll"))
-        _check_counts(self, "config", ("loss_chunk", "loss_vocab_chunk"))
-        _check_counts(self, "config", ("num_steps", "seed"), low=0)
+        check_counts(self, "config", ("log_every", "profile_at", "profile_steps", "scan_unroll"))
+        check_counts(self, "config", ("loss_chunk", "loss_vocab_chunk"))
+        check_counts(self, "config", ("num_steps", "seed"), low=0)
+        for section in OPEN_SECTIONS:
+            for name in getattr(self, section):
+                check_open_field(section, name)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),
             f"num_steps is {self.num_steps} and num_epochs {self.num_epochs}; give one of them, and 0 for the other",
         )
-        _check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
-        _check_choice(self.remat, REMATS, "remat")
-        _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
-        _check_choice(self.dtype, DTYPES, "dtype")
+        check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
+        check_choice(self.remat, REMATS, "remat")
+        check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
+        check_choice(self.dtype, DTYPES, "dtype")
         for name in ("label_smoothing", "dropout", "attention_dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")

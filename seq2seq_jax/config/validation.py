@@ -1,10 +1,11 @@
-"""Checking settings, and making them from mappings and from command lines."""
+"""Checks of settings, and dataclasses of settings made from mappings and from command lines."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import json
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -57,7 +58,8 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
     """A dataclass from a mapping (an ml_collections.ConfigDict, say), nested ones too.
 
     Raises:
-      ValueError: for a key that the dataclass lacks (names the nearest), or one that it needs.
+      ValueError: for a key that the dataclass lacks (names the nearest), one that it needs, or a value of another type
+        than its field's.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -72,7 +74,32 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             value = from_mapping(hint, value, f"{where}.{name}")
         out[name] = tuple(value) if isinstance(value, list) else value
+        options = alternatives(hint)
+        kinds = " or ".join(KINDS.get(typing.get_origin(option) or option, str(option)) for option in options)
+        check(any(_has_type(out[name], option) for option in options), f"{where}.{name} is {value!r}; give {kinds}")
     return cls(**out)
+
+
+KINDS = {
+    bool: "True or False",
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    tuple: "a tuple",
+    types.NoneType: "None",
+}
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type, itself."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    kind = typing.get_origin(hint) or hint
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:

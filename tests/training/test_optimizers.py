@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from configs import bertsum, rothe
 from seq2seq_jax.config import GroupConfig, LayerSettings, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.stack import scan_plan, unstack_layers
@@ -373,10 +372,9 @@ def test_noam():
 
 
 def test_configs_of_papers():
-    directory = Path(__file__).parent.parent.parent / "configs"
     made = {}
-    for name in ("bertsum", "rothe"):
-        config = runpy.run_path(str(directory / f"{name}.py"))["get_config"]()
+    for name, recipe in (("bertsum", bertsum), ("rothe", rothe)):
+        config = recipe.get_config()
         config.update({"encoder": "a", "decoder": "b"})
         config.data.train = "c"
         made[name] = from_mapping(TrainConfig, config.to_dict())
