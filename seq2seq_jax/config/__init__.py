@@ -35,7 +35,7 @@ from seq2seq_jax.config.training import (
     TrainConfig,
     check_open_field,
 )
-from seq2seq_jax.config.validation import alternatives, check, from_mapping, nearest, parse_settings
+from seq2seq_jax.config.validation import alternatives, check, check_choice, from_mapping, nearest, parse_settings
 
 __all__ = [
     "ACTIVATIONS",
@@ -68,6 +68,7 @@ __all__ = [
     "TransformerConfig",
     "alternatives",
     "check",
+    "check_choice",
     "check_open_field",
     "from_mapping",
     "generation_from_hf",

@@ -7,14 +7,13 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from seq2seq_jax.config import EncoderDecoderConfig, TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch, batches
@@ -27,12 +26,13 @@ from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.host_memory import release_memory
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
+from seq2seq_jax.parallel.progress import log, progress_bar
 from seq2seq_jax.pretrained.saving import save_frame, save_pretrained
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
 from seq2seq_jax.training.groups import check_unfreezing
 from seq2seq_jax.training.meter import Meter, Profile
-from seq2seq_jax.training.metric_writer import Journal, say
+from seq2seq_jax.training.metric_writer import Journal
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.store import Store
@@ -40,12 +40,17 @@ from seq2seq_jax.training.store import Store
 REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 
 
-class Stopped(Exception):
-    """The run was told to stop, and has written a checkpoint; `step` is the one it reached."""
+class TrainingInterrupted(Exception):
+    """A signal, or stop_at, ended the run after a step whose checkpoint is written.
 
-    def __init__(self, step: int, why: str):
+    Attributes:
+      step: the last one done. signal: number of the signal; None: stop_at.
+    """
+
+    def __init__(self, step: int, signal_number: signal.Signals | None = None):
+        why = "asked to" if signal_number is None else signal_number.name
         super().__init__(f"stopped at step {step} ({why}); the same command goes on from there")
-        self.step = step
+        self.step, self.signal = step, signal_number
 
 
 def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = None) -> Path:
@@ -58,7 +63,7 @@ def train(config: TrainConfig, workdir: str | Path, *, stop_at: int | None = Non
       stop_at: a step after which to stop, as an interrupt would.
 
     Raises:
-      Stopped: after an interrupt (SIGINT, SIGTERM) or at `stop_at`, when a checkpoint is written.
+      TrainingInterrupted: after an interrupt (SIGINT, SIGTERM) or at `stop_at`, when a checkpoint is written.
       FloatingPointError: if more than optimizer.max_skipped steps in a row had a loss or gradient that is not finite or
         too large; names the step.
       ValueError, FileNotFoundError: for what is wrong with config, data or workdir.
@@ -91,14 +96,14 @@ class Run:
         # Data.
         self.tokenizers = Tokenizers.load(config.encoder, config.decoder)
         self.train, self.validation = load_examples(config.data, self.tokenizers, seed=config.seed)
-        say(f"training: {self.train.counts}\nvalidation: {self.validation.counts}")
+        log(f"training: {self.train.counts}\nvalidation: {self.validation.counts}")
         self.plan = BatchPlan(self.train.source_lengths, self.train.target_lengths, config.batch, seed=config.seed)
         self.num_steps = config.num_steps or math.ceil(config.num_epochs * self.plan.batches_per_epoch)
-        say(_plan_text(self.plan, self.num_steps))
+        log(_plan_text(self.plan, self.num_steps))
         check_unfreezing(config.optimizer, self.num_steps)
         for rule in (config.optimizer, *config.optimizer.groups):
             if (rule.warmup_steps or 0) > self.num_steps:
-                say(f"a warm-up of {rule.warmup_steps} steps is longer than the run, whose rates stay below their peak")
+                log(f"a warm-up of {rule.warmup_steps} steps is longer than the run, whose rates stay below their peak")
         if (config.profile_at or 0) > self.num_steps:
             raise ValueError(f"profile_at is {config.profile_at}, and the run has {self.num_steps} steps; lower it")
         check_division(self.plan, config.batch.accumulation, mesh)
@@ -106,7 +111,7 @@ class Run:
         # Model.
         self.pretrained = warm_start(config, self.mesh, self.tokenizers)
         _check_lengths(self.plan, self.pretrained.config)
-        say(self.pretrained.report)
+        log(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
         save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
@@ -115,7 +120,7 @@ class Run:
         model, params = self.pretrained.model, self.pretrained.params
         training = make_training(config, model, params, self.num_steps, axis_name=AXIS if by_pmap else None)
         state = training.begin(params)
-        say(_size_text(state.params, training.frozen))
+        log(_size_text(state.params, training.frozen))
         self.pretrained = self.pretrained.replace(params=None)
         if by_pmap:
             self.step = PmapStep(training.step, mesh.devices.flatten())
@@ -145,7 +150,7 @@ class Run:
         start = self.store.latest() or 0
         if start:
             self._restore(start)
-            say(f"going on from step {start} of {self.num_steps}")
+            log(f"going on from step {start} of {self.num_steps}")
         self.journal = Journal(self.workdir, start)
         try:
             return self._finish(self._train(start, stop_at))
@@ -206,13 +211,13 @@ class Run:
             source_pad_id=self.tokenizers.source.fill_id,
             local_rows=functools.partial(local_rows, self.mesh),
         )
-        bar = tqdm(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
+        bar = progress_bar(total=self.num_steps, initial=start, desc="train", unit="step", disable=not is_first())
         with bar, ExitStack() as stack, _interrupts() as interrupted:
             meter = Meter(self.journal, bar, config, self.num_steps, self.store, self.flops)
             stack.callback(meter.close)
             profile = Profile(self.workdir / PROFILE, config.profile_at, config.profile_steps)
             if config.profile_at is not None and config.profile_at <= start:
-                say(f"no profile: profile_at is {config.profile_at}, and the run goes on from step {start}; raise it")
+                log(f"no profile: profile_at is {config.profile_at}, and the run goes on from step {start}; raise it")
             stack.callback(profile.close)
             with meter.during("evaluation"):
                 evaluation = self._measure_first(start)
@@ -231,25 +236,25 @@ class Run:
                     release_memory()
                 meter.step(number, metrics, batch)
                 signalled = interrupted()
-                stop = signalled or ("asked to" if number == stop_at else None)
+                stop = signalled is not None or number == stop_at
                 measure = self._measured(number)
                 if measure or stop or _every(number, config.checkpoints.every):
                     meter.flush()
                     # After a signal the time may be short: the next run makes up for it.
                     with meter.during("evaluation"):
-                        evaluation = self._measure(number) if measure and not signalled else None
+                        evaluation = self._measure(number) if measure and signalled is None else None
                     scores = evaluation and evaluation.scores
                     with meter.during("checkpoint"):
                         self._save(number, scores)
                 if stop:
-                    raise Stopped(number, stop)
+                    raise TrainingInterrupted(number, signalled)
         return evaluation
 
     def _finish(self, last: Evaluation | None) -> Path:
         """Exports the best checkpoint with its scores on all validation examples."""
         best = self.store.best() or self.num_steps
         if best != self.num_steps:
-            say(f"the best {self.config.evaluation.best} was that of step {best}, which is exported")
+            log(f"the best {self.config.evaluation.best} was that of step {best}, which is exported")
             self._restore(best)
         limit = self.config.evaluation.decode_limit
         if best != self.num_steps or last is None or (limit is not None and limit < len(self.validation)):
@@ -259,12 +264,12 @@ class Run:
         if is_first():
             content = {"step": best, **last.scores, "signatures": last.signatures}
             (self.workdir / SCORES).write_text(json.dumps(content, indent=2) + "\n")
-        say(f"\nscores of step {best} on {len(last.samples)} validation examples (all in {self.workdir / SCORES}):")
+        log(f"\nscores of step {best} on {len(last.samples)} validation examples (all in {self.workdir / SCORES}):")
         for name, value in last.scores.items():
-            say(f"{name} {value:.2f}")
+            log(f"{name} {value:.2f}")
         for name, signature in last.signatures.items():
-            say(f"{name}: {signature}")
-        say(
+            log(f"{name}: {signature}")
+        log(
             f"\nmade in {self.workdir}:\n"
             f"  {checkpoints.EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"
             f"  {checkpoints.STORE}/{best}/  its checkpoint, with the optimizer's state\n"
@@ -278,12 +283,12 @@ def _every(number: int, count: int | None) -> bool:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Any]:
-    """A function that tells whether SIGINT or SIGTERM came; a second SIGINT breaks off at once.
+def _interrupts() -> Iterator[Callable[[], signal.Signals | None]]:
+    """A function that returns the signal that came, SIGINT or SIGTERM, or None; a second SIGINT breaks off at once.
 
-    Where several processes work as one, a signal to one of them would leave the others waiting: it acts as usual there.
+    With several processes a signal to one of them would leave the others waiting, so there it acts as usual.
     """
-    came: list[str] = []
+    came: list[signal.Signals] = []
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -291,7 +296,7 @@ def _interrupts() -> Iterator[Any]:
     def note(number, frame):
         if came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        came.append(signal.Signals(number).name)
+        came.append(signal.Signals(number))
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

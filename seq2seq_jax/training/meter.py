@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.parallel.chips import peak_flops
-from seq2seq_jax.training.metric_writer import Journal, say
+from seq2seq_jax.parallel.progress import ProgressBar, log
+from seq2seq_jax.training.metric_writer import Journal
 from seq2seq_jax.training.store import Store
 
 # What a run does beside its steps. Waiting for data may cost nothing: the device works on the step before.
@@ -35,7 +35,7 @@ class Meter:
     def __init__(
         self,
         journal: Journal,
-        bar: tqdm,
+        bar: ProgressBar,
         config: TrainConfig,
         last: int,
         store: Store,
@@ -121,7 +121,7 @@ class Meter:
         lost = self.lost()
         self._journal.scalars(self._reached, lost, "run")
         others = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self._lost.items())
-        say(f"{100 * lost['goodput']:.0f} % of the time went into the steps; the rest: {others}")
+        log(f"{100 * lost['goodput']:.0f} % of the time went into the steps; the rest: {others}")
 
     def _stop(self, number: int, loss: float, norm: float) -> None:
         kept = self._store.latest()
@@ -153,7 +153,7 @@ class Profile:
         if self._running and number == self._first + self._count - 1:
             jax.block_until_ready(metrics)
             self.close()
-            say(f"a profile of steps {self._first} to {number} is in {self._directory}")
+            log(f"a profile of steps {self._first} to {number} is in {self._directory}")
 
     def close(self) -> None:
         """Ends one that is under way."""

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from seq2seq_jax.inference.evaluate import Evaluation, Sample
 from seq2seq_jax.parallel.multihost import is_first
+from seq2seq_jax.parallel.progress import log
 
 METRICS, SAMPLES, TENSORBOARD = "metrics.jsonl", "samples.txt", "tensorboard"
 SHOWN = 3
-
-
-def say(text: object) -> None:
-    """A line on standard output, from one process only, beside a progress bar if there is one."""
-    if is_first():
-        tqdm.write(str(text), file=sys.stdout)
-        sys.stdout.flush()
 
 
 class Journal:
@@ -52,7 +44,7 @@ class Journal:
         """Scores, and samples: all in samples.txt, the first few in TensorBoard and on the screen."""
         self.scalars(step, evaluation.scores, "eval")
         scores = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.scores.items())
-        say("\n".join([f"step {step}: {scores}", *map(_shown, evaluation.samples[:SHOWN])]))
+        log("\n".join([f"step {step}: {scores}", *map(_shown, evaluation.samples[:SHOWN])]))
         if self._open:
             with self._samples.open("a", encoding="utf-8") as file:
                 file.write(f"=== step {step}\n\n" + "".join(_shown(sample) + "\n" for sample in evaluation.samples))

@@ -17,7 +17,7 @@ from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.pretrained.pair import from_pretrained
 from seq2seq_jax.training.checkpoints import claim, load_trained, open_store
-from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.training import toy
 from tests.weights.checkpoints import equal
 
@@ -81,7 +81,7 @@ def test_export_and_checkpoint_are_the_same_pair(whole):
 
 def test_stopped_and_continued_is_the_same_run(work, whole, capsys):
     stopped, profiled = work / "stopped", toy.config(work, profile_at=2, profile_steps=1)
-    with pytest.raises(Stopped, match="stopped at step 3"):
+    with pytest.raises(TrainingInterrupted, match="stopped at step 3"):
         train(profiled, stopped, stop_at=3)
     assert not (stopped / "pretrained").exists()
     assert "a profile of steps 2 to 2 is in" in capsys.readouterr().out
@@ -134,11 +134,11 @@ def test_a_run_by_pmap_finds_its_state_again(work, monkeypatch):
     def save_and_stop(run, start, stop_at):
         states.append(run.state)
         run._save(start + 3, None)
-        raise Stopped(start + 3, "asked to")
+        raise TrainingInterrupted(start + 3)
 
     monkeypatch.setattr(loop.Run, "_train", save_and_stop)
     for step in (3, 6):
-        with pytest.raises(Stopped, match=f"stopped at step {step}"):
+        with pytest.raises(TrainingInterrupted, match=f"stopped at step {step}"):
             train(toy.config(work, mesh={"mode": "pmap"}), work / "pmap")
     assert [int(state.step) for state in states] == [0, 3]
     equal(states[0].params, states[1].params)
@@ -168,7 +168,7 @@ def interrupt(monkeypatch, number, *signals):
 def test_interrupt_writes_a_checkpoint(work, monkeypatch):
     interrupt(monkeypatch, 2, signal.SIGTERM)
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"stopped at step 2 \(SIGTERM\)"):
+    with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 \(SIGTERM\)"):
         train(toy.config(work), work / "interrupted")
     assert signal.getsignal(signal.SIGTERM) == handler
     assert open_store(work / "interrupted", "loss").latest() == 2
@@ -188,7 +188,7 @@ def test_evaluation_that_a_signal_put_off(work, whole, monkeypatch):
     for step in (3, 6):
         with monkeypatch.context() as patch:
             interrupt(patch, 3, signal.SIGTERM)
-            with pytest.raises(Stopped, match=f"stopped at step {step}"):
+            with pytest.raises(TrainingInterrupted, match=f"stopped at step {step}"):
                 train(config, run)
     assert open_store(run, "loss").best() == 3, "scored when the run went on"
     train(config, run)
@@ -206,7 +206,7 @@ def test_another_config_or_other_data(work, whole, tmp_path):
     data = tmp_path / "data.jsonl"
     toy.pairs(data, 40)
     changed = toy.config(work, data={**toy.settings(work)["data"], "train": str(data)})
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         train(changed, tmp_path / "run", stop_at=1)
     toy.pairs(data, 41)
     with pytest.raises(ValueError, match="was trained on other data: its examples had the fingerprint"):

@@ -15,7 +15,7 @@ from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.training import checkpoints, lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.guard import Guard, judge
-from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.training.loop import TrainingInterrupted, train
 from seq2seq_jax.training.setup import make_training
 from tests.training import toy
 from tests.weights.checkpoints import BERT, TOKENS, equal, noisy
@@ -242,7 +242,7 @@ def test_run_with_adapters_and_averages_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "shard_batch", poisoned)
     whole = train(config, work / "whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         train(config, work / "stopped", stop_at=2)
     stopped = train(config, work / "stopped")
     assert toy.records(work / "stopped", "train/skipped") == {1: 0, 2: 1, 3: 1}
