@@ -1,4 +1,4 @@
-"""What the scripts have in common: parsing flags, one line for a user's mistake, exit codes, the path of recipes.
+"""What the scripts have in common: parsing flags, one line for a user's mistake, exit codes.
 
 It imports the standard library and absl alone, and scripts import what is heavy after `run` has parsed the flags, so
 that --help answers at once.
@@ -17,8 +17,6 @@ flags.DEFINE_bool("debug", False, "Show an error's traceback.")
 
 # Errors that say what the user gave wrongly; others are faults of the program, and are shown with their traceback.
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
-
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # recipes import each other as configs.<name>
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:

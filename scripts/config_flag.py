@@ -1,10 +1,13 @@
 """The flag --config of the scripts that train: a recipe, and overrides of its fields."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # recipes import each other as configs.<name>
 
 
 class _RecipeParser(flags.ArgumentParser):
