@@ -35,7 +35,15 @@ from seq2seq_jax.config.training import (
     TrainConfig,
     check_open_field,
 )
-from seq2seq_jax.config.validation import alternatives, check, check_choice, from_mapping, nearest, parse_settings
+from seq2seq_jax.config.validation import (
+    alternatives,
+    check,
+    check_choice,
+    check_resumable,
+    from_mapping,
+    nearest,
+    parse_settings,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -70,6 +78,7 @@ __all__ = [
     "check",
     "check_choice",
     "check_open_field",
+    "check_resumable",
     "from_mapping",
     "generation_from_hf",
     "generation_to_hf",

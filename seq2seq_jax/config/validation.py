@@ -7,7 +7,8 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -113,3 +114,28 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             out[name] = value
     return out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested mappings; an empty mapping is a value."""
+    out = {}
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        out |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return out
+
+
+def check_resumable(
+    directory: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()
+) -> None:
+    """A ValueError that says what differs, unless `now` continues what `before` began.
+
+    Args:
+      what: what the directory holds ("step 3 of a run with another config").
+      before, now: settings as nested mappings of JSON values.
+      may_change: dotted names of fields that may differ.
+    """
+    before, now = flatten(before), flatten(now)
+    names = [n for n in sorted({*before, *now}) if n not in may_change and before.get(n) != now.get(n)]
+    changes = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names)
+    check(not names, f"{directory} holds {what}: {changes}; set that back to go on, or give another directory")

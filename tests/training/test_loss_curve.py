@@ -62,7 +62,7 @@ def test_hundred_steps_follow_torch(tmp_path, monkeypatch):
     run = keep_the_start.run
     model = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "start").eval()
     optimizer = torch.optim.AdamW(model.parameters(), PEAK, (0.9, 0.98), 1e-8, weight_decay=0.01)
-    examples = batches(run.train, run.plan, 0, STEPS, source_pad_id=run.tokenizers.source.fill_id)
+    examples = batches(run.train_examples, run.plan, 0, STEPS, source_pad_id=run.tokenizers.source.fill_id)
     theirs = list(torch_curve(model, examples, optimizer))
     differences = np.abs(np.array(list(ours.values())) / np.array(theirs) - 1)
     print(f"losses {theirs[0]:.3f} to {theirs[-1]:.3f}; largest relative difference {differences.max():.1e}")

@@ -17,8 +17,8 @@ from seq2seq_jax.models.stack import scan_plan, unstack_layers
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.training.configs import train_config
 from seq2seq_jax.training.groups import assign_groups, check_unfreezing
-from seq2seq_jax.training.names import depth_factor, parameter_names
 from seq2seq_jax.training.optimizers import optimizer
+from seq2seq_jax.training.parameter_names import depth_factor, parameter_names
 from seq2seq_jax.training.schedules import learning_rate
 from tests.weights.checkpoints import BERT, TOKENS
 
@@ -63,7 +63,7 @@ def trained(config, pair_config, params, grads):
     def run(params):
         state = tx.init(params)
         for count, grad in enumerate(grads):
-            updates, state = tx.update(groups.masked(grad, jnp.asarray(count)), state, params)
+            updates, state = tx.update(groups.mask_gradients(grad, jnp.asarray(count)), state, params)
             params = optax.apply_updates(params, updates)
         return params, state
 

@@ -16,7 +16,7 @@ import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.pretrained.pair import from_pretrained
-from seq2seq_jax.training.checkpoints import claim, load_trained, open_store
+from seq2seq_jax.training.checkpoints import load_trained, open_store, write_config
 from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.training import toy
 from tests.weights.checkpoints import equal
@@ -109,17 +109,17 @@ def test_what_the_number_of_steps_forbids(work, tmp_path):
 def test_another_chip_may_go_on(work, tmp_path):
     """What one kind of device needs otherwise than another makes no other config; the lengths of batches do."""
     store = SimpleNamespace(latest=lambda: 6)
-    claim(tmp_path, toy.config(work, batch={"length_multiple": 8}), store)
+    write_config(tmp_path, toy.config(work, batch={"length_multiple": 8}), store)
     changes = {"remat": "full", "attention_impl": "cudnn", "loss_chunk": 8, "scan_unroll": 2}
-    claim(tmp_path, toy.config(work, **changes, batch={"accumulation": 2}), store)
+    write_config(tmp_path, toy.config(work, **changes, batch={"accumulation": 2}), store)
     with pytest.raises(ValueError, match=r"config: batch\.length_multiple was 8 and is 128; set that back"):
-        claim(tmp_path, toy.config(work, attention_impl="splash"), store)
+        write_config(tmp_path, toy.config(work, attention_impl="splash"), store)
 
 
 def test_the_state_is_donated(work):
     store = open_store(work / "donated", "loss")
     run = loop.Run(toy.config(work), work / "donated", store, loop.make_mesh(data=1))
-    arrays = next(loop.batches(run.train, run.plan, 0, 1, source_pad_id=0)).arrays
+    arrays = next(loop.batches(run.train_examples, run.plan, 0, 1, source_pad_id=0)).arrays
     placed = {name: jax.numpy.asarray(rows) for name, rows in arrays.items()}
     text = run.step.lower(run._state, placed).as_text()
     given = text.count("jax.buffer_donor = true") + text.count("tf.aliasing_output")
