@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses: what a transformer is, what a pair is, how it generates, what a run does.
+"""Settings as frozen dataclasses: of a transformer, of a pair, of generation and of a training run.
 
-Validation, no behaviour.
+They check their values, and have no behaviour.
 """
 
 from seq2seq_jax.config.generation import GenerationConfig

@@ -1,4 +1,4 @@
-"""How a pair decodes."""
+"""Settings of generation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seq2seq_jax.config.validation import check, nearest
 
 Phrase = tuple[int, ...]
 
-# What None stands for where it is not the default: torch then leaves the processor out.
+# The value that None stands for, where it is not the default: without the processor, as in torch.
 _OFF = {"top_k": 0}
 WHOLE = (
     ("num_beams", 1), ("num_beam_groups", 1), ("num_return_sequences", 1), ("top_k", 0), ("min_length", 0),
@@ -40,7 +40,7 @@ SWITCHES = ("do_sample", "remove_invalid_values", "renormalize_logits", "output_
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How to decode (transformers.GenerationConfig: same names, meanings and defaults).
+    """Settings of generation (transformers.GenerationConfig: same names, meanings and defaults).
 
     Lengths count decoder tokens, the start token included, in max_length and min_length, and not in max_new_tokens
     and min_new_tokens, which win. max_length None is 20 tokens beyond the prompt. Lists may be given for tuples.
@@ -49,10 +49,12 @@ class GenerationConfig:
       sequence_bias: ((ids, bias), ...): what is added to the score of the last of `ids` where the others precede it; a
         mapping from tuples of ids serves too.
       bad_words_ids: token sequences that must not occur.
-      exponential_decay_length_penalty: (start, factor): `start` tokens behind the prompt, ends begin to gain weight.
+      exponential_decay_length_penalty: (start, factor): from `start` tokens after the prompt on, the end token's score
+        grows.
       force_words_ids: constraints, each a phrase (ids) or alternatives (ids, ids, ...), which the output must contain.
       num_beam_groups, diversity_penalty: diverse beam search. penalty_alpha: contrastive search, with top_k.
-      prompt_lookup_num_tokens, max_matching_ngram_size: greedy decoding that guesses so many tokens from the source.
+      prompt_lookup_num_tokens, max_matching_ngram_size: prompt lookup decoding, greedy, with so many candidate tokens
+        from the source.
       stop_strings: texts that end an output. max_time: seconds after which all outputs end.
       gnmt_length_penalty: alpha; beams are compared by score / ((5 + n) / 6)**alpha instead of score /
         n**length_penalty. coverage_penalty: beta (both: Wu et al. 2016, eq. 14). Not in torch.
@@ -194,7 +196,7 @@ class GenerationConfig:
 
 
 def hashable(value: Any) -> Any:
-    """Lists become tuples, mappings tuples of (key, value), numpy's values python's."""
+    """Turns lists into tuples, mappings into tuples of (key, value), numpy's values into Python's."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         value = list(value.items())

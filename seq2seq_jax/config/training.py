@@ -1,4 +1,4 @@
-"""What a fine-tuning run does. The meaning of each field stands in its `help`; `scripts/train.py --config.help` lists
+"""Settings of a fine-tuning run. Each field's `help` says what it means; `scripts/train.py --config.help` lists
 them."""
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from seq2seq_jax.config.generation import GenerationConfig
 from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
 from seq2seq_jax.config.validation import check, check_choice, check_counts, nearest, setting
 
-# Each with the backend that it needs.
+# Attention kernels -> the backend that each needs.
 ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
-# What the lengths that a kernel takes are multiples of.
+# Attention kernels -> the number that the lengths must be multiples of.
 KERNEL_LENGTHS = {"xla": 1, "cudnn": 2, "splash": 128}
-# Of lengths where nothing is said: fewer shapes, and what vector units like.
+# Lengths are rounded up to multiples of this by default: it makes fewer shapes, and fits vector units.
 LENGTH_MULTIPLE = 8
-# Each with jax's name of it.
+# Random bit generators -> jax's names of them.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
-# What the backward pass computes anew; what each name means: models/stack.py.
+# Rematerialisation policies; models/stack.py says what each recomputes.
 REMATS = (
     "none", "elementwise", "full", "dots", "dots_with_no_batch_dims", "offload_dots", "save_attention_out", "save_mlp",
 )  # fmt: skip
 MODES = ("jit", "pmap")
-# Each metric with the scores that it gives.
+# Metrics -> the scores that each gives.
 METRICS = {
     "bleu": ("bleu",),
     "chrf": ("chrf",),
     "exact_match": ("exact_match",),
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
 }
-# What splits texts into words; what each name means: evaluation/metrics.py.
+# Tokenizers of the metrics; evaluation/metrics.py says what each does.
 BLEU_TOKENIZERS = (
     "13a", "char", "flores101", "flores200", "intl", "ja-mecab", "ko-mecab", "none", "spBLEU-1K", "zh",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def check_open_field(section: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from, and what becomes of their texts."""
+    """The examples, and how their texts are prepared."""
 
     train: str = setting(
         help="""training examples: a .jsonl, .csv, .tsv or .parquet file (all but .parquet also as .gz, .bz2, .xz or
@@ -94,14 +94,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What one optimizer step takes."""
+    """The batch of one optimizer step."""
 
     size: int = setting(32, help="rows in a step, over all devices; a row is an example, or with packing several")
     tokens: int | None = setting(
         None, help="padded source and target tokens in a step, instead of size: short examples come in larger batches"
     )
     multiple: int = setting(8, help="with tokens: a batch has a multiple of so many examples; the mesh must divide it")
-    buckets: int = setting(1, help="shapes of batches: examples of like length share one; each is compiled once")
+    buckets: int = setting(1, help="buckets by length, each a shape of batches with a compiled step of its own")
     length_multiple: int | None = setting(
         None,
         help="""source and target lengths of a batch are multiples of this, beyond the longest text too; unset: of 8, up
@@ -144,12 +144,12 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one may be -1: what is left. And how a step runs on them."""
+    """Sizes of the mesh axes, of which one may be -1 (the remaining devices), and how a step runs on them."""
 
     replica: int = setting(
         1, help="copies of the model, in each of which the other axes split it; goes over slices", may_change=True
     )
-    data: int = setting(-1, help="parts of the batch; -1: what is left", may_change=True)
+    data: int = setting(-1, help="parts of the batch; -1: the remaining devices", may_change=True)
     fsdp: int = setting(1, help="parts of batch, weights and optimizer state", may_change=True)
     tensor: int = setting(1, help="parts of heads, MLP and vocabulary", may_change=True)
     mode: str = setting(
@@ -169,13 +169,13 @@ class MeshConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What `make_mesh` takes."""
+        """Arguments of `make_mesh`."""
         return {name: getattr(self, name) for name in ("replica", "data", "fsdp", "tensor")}
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on the validation examples."""
+    """How the validation examples are scored."""
 
     every: int | None = setting(None, help="steps between evaluations; unset: only at the end", may_change=True)
     at_start: bool = setting(False, help="also before the first step", may_change=True)
@@ -186,7 +186,7 @@ class EvaluationConfig:
     metrics: tuple[str, ...] = setting(("rouge",), help=f"any of {', '.join(METRICS)}", may_change=True)
     rouge_tokenizer: str = setting(
         "auto",
-        help="""what splits texts into words for ROUGE: rouge-score (its own, of a-z and 0-9), unicode (words of any
+        help="""tokenizer for ROUGE: rouge-score (its own, of a-z and 0-9), unicode (words of any
         script), zh, ja-mecab or char (sacrebleu's); auto: rouge-score, or unicode if most letters of the references are
         beyond a-z""",
         may_change=True,
@@ -212,16 +212,16 @@ class EvaluationConfig:
 
     @property
     def tokenizers(self) -> dict[str, str]:
-        """Those of the metrics, as `evaluation.metrics.measure` takes them."""
+        """The tokenizers' arguments of `evaluation.metrics.measure`."""
         return {name: getattr(self, name) for name in ("rouge_tokenizer", "bleu_tokenize")}
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of the way, so that the same command goes on after a stop."""
+    """Checkpoints, from which the same command continues a stopped run."""
 
     every: int = setting(1000, help="steps between checkpoints; one comes with each evaluation too", may_change=True)
-    keep: int = setting(1, help="how many of the last ones stay, beside the best", may_change=True)
+    keep: int = setting(1, help="how many of the last checkpoints are kept, beside the best", may_change=True)
 
     def __post_init__(self):
         check_counts(self, "checkpoints", ("every", "keep"))
@@ -248,7 +248,7 @@ class TrainConfig:
     random_weights: bool = setting(False, help="begin from random weights instead, for comparison")
     num_steps: int = setting(0, help="optimizer steps; 0: as many as num_epochs take")
     num_epochs: float = setting(0.0, help="passes over the training examples, where num_steps is 0")
-    label_smoothing: float = setting(0.0, help="the part of the target that is spread over the vocabulary")
+    label_smoothing: float = setting(0.0, help="share of the target probability that is spread over the vocabulary")
     z_loss: float = setting(0.0, help="factor on the squared log of the softmax's normaliser, added to the loss")
     loss_chunk: int | None = setting(
         None,
@@ -266,7 +266,7 @@ class TrainConfig:
     )
     remat: str = setting(
         "elementwise",
-        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)} (models/stack.py)",
+        help=f"what the backward pass recomputes to save memory: {', '.join(REMATS)} (models/stack.py)",
         may_change=True,
     )
     attention_impl: str = setting(
@@ -288,7 +288,7 @@ class TrainConfig:
         evaluation is float32""",
     )
     ema_decay: float | None = setting(
-        None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
+        None, help="decay (0.999) of a moving average of the parameters, which is evaluated and exported; unset: none"
     )
     update_norm: bool = setting(
         True, help="the update's norm is a metric too; on a CPU that is 5 to 10 % of a step", may_change=True
@@ -326,7 +326,7 @@ class TrainConfig:
         self._fit_lengths()
 
     def _fit_lengths(self) -> None:
-        """Lengths of batches that attention's kernel takes."""
+        """Makes batch.length_multiple one that the attention kernel takes."""
         needed, given = KERNEL_LENGTHS[self.attention_impl], self.batch.length_multiple
         check(
             (given or 0) % needed == 0,
