@@ -13,12 +13,12 @@ Phrase = tuple[int, ...]
 
 # The value that None stands for, where it is not the default: without the processor, as in torch.
 _OFF = {"top_k": 0}
-WHOLE = (
+INTEGERS = (
     ("num_beams", 1), ("num_beam_groups", 1), ("num_return_sequences", 1), ("top_k", 0), ("min_length", 0),
     ("no_repeat_ngram_size", 0), ("encoder_no_repeat_ngram_size", 0), ("no_repeat_word_ngram_size", 0),
     ("max_matching_ngram_size", 1),
 )  # fmt: skip
-MAYBE_WHOLE = (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("prompt_lookup_num_tokens", 1))
+OPTIONAL_INTEGERS = (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("prompt_lookup_num_tokens", 1))
 # (field, lower bound, whether it is allowed itself, upper bound, whether it is allowed itself)
 _RANGES = (
     ("temperature", 0, False, None, False),
@@ -138,9 +138,9 @@ class GenerationConfig:
         )
 
     def _check_numbers(self) -> None:
-        for name, low in (*WHOLE, *MAYBE_WHOLE):
+        for name, low in (*INTEGERS, *OPTIONAL_INTEGERS):
             value = getattr(self, name)
-            fits = (value is None and (name, low) in MAYBE_WHOLE) or (_is_whole(value) and value >= low)
+            fits = (value is None and (name, low) in OPTIONAL_INTEGERS) or (_is_integer(value) and value >= low)
             check(fits, f"{name} is {value!r}; give a whole number from {low} up")
         for name, low, with_low, high, with_high in _RANGES:
             value = getattr(self, name)
@@ -205,7 +205,7 @@ def hashable(value: Any) -> Any:
     return value
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -214,7 +214,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_phrase(value: Any) -> bool:
-    return isinstance(value, Iterable) and len(value) > 0 and all(_is_whole(v) and v >= 0 for v in value)
+    return isinstance(value, Iterable) and len(value) > 0 and all(_is_integer(v) and v >= 0 for v in value)
 
 
 def _is_constraint(value: Any) -> bool:
@@ -226,5 +226,5 @@ def _is_bias(value: Any) -> bool:
 
 
 def _is_decay(value: Any) -> bool:
-    whole = isinstance(value, tuple) and len(value) == 2
-    return whole and _is_whole(value[0]) and _is_number(value[1]) and value[1] > 0
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and _is_integer(value[0]) and _is_number(value[1]) and value[1] > 0

@@ -30,9 +30,9 @@ def check_counts(config: Any, where: str, names: Iterable[str], low: int = 1) ->
     """A ValueError, unless each of the fields `names` is a whole number from `low` up, or None."""
     for name in names:
         value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
         check(
-            value is None or (whole and value >= low),
+            value is None or (is_integer and value >= low),
             f"{where}.{name} is {value!r}; give a whole number from {low} up",
         )
 
@@ -126,7 +126,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_resumable(
-    directory: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()
+    directory: Path,
+    what: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    remedy: str = "give another directory",
 ) -> None:
     """A ValueError that says what differs, unless `now` continues what `before` began.
 
@@ -138,4 +144,4 @@ def check_resumable(
     before, now = flatten(before), flatten(now)
     names = [n for n in sorted({*before, *now}) if n not in may_change and before.get(n) != now.get(n)]
     changes = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names)
-    check(not names, f"{directory} holds {what}: {changes}; set that back to go on, or give another directory")
+    check(not names, f"{directory} holds {what}: {changes}; set that back to go on, or {remedy}")

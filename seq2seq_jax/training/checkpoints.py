@@ -46,7 +46,8 @@ def write_config(workdir: Path, config: TrainConfig, store: Store) -> None:
     path, content = workdir / CONFIG, json.loads(json.dumps(dataclasses.asdict(config)))
     if store.latest() is not None and path.exists():
         what = f"step {store.latest()} of a run with another config"
-        check_resumable(workdir, what, read_json(path), content, set(_may_change(TrainConfig)))
+        may_change = set(_may_change(TrainConfig))
+        check_resumable(workdir, what, read_json(path), content, may_change=may_change, remedy="give another workdir")
     if is_first():
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     barrier("write_config")
