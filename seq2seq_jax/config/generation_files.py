@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from seq2seq_jax.config.generation import OPTIONAL_INTEGERS, SWITCHES, INTEGERS, GenerationConfig, hashable
+from seq2seq_jax.config.generation import INTEGERS, OPTIONAL_INTEGERS, SWITCHES, GenerationConfig, hashable
 from seq2seq_jax.config.validation import check
 
 NAMES = frozenset(f.name for f in dataclasses.fields(GenerationConfig))

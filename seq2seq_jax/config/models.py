@@ -150,10 +150,10 @@ class TransformerConfig:
         none. With position_pad_id, the row before the first position has none either.
       embedding_scale: factor on the token embeddings; scale_given_embeddings: also on those of inputs_embeds.
       relative_bias, disentangled: see there.
-      causal: a token sees itself and what is before it.
+      causal: a token sees itself and earlier tokens.
       attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
-        output; query_key_norm: an RMS norm on each head's queries and keys; query_key_norm_all_heads: it is one over all
-        heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
+        output; query_key_norm: an RMS norm on each head's queries and keys; query_key_norm_all_heads: one norm over
+        all heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
       mlp_gated: activation(gate) * up; mlp_bias: of its projections.
       cross_attention_size: width of the encoder states that the cross-attention reads; None for no cross-attention.
       merged_attention: there is no block of cross-attention; the self-attention has the source's keys and values too,
