@@ -10,16 +10,14 @@ lr * min(step^-0.5, step * warmup^-1.5) with 2e-3 and 20,000 steps, and 0.1 and 
 The paper's decoder is a new one of 6 layers; here it is what --config.decoder names. No run of this size has been made.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    if arg:
-        raise ValueError(f"configs/bertsum.py has no variants, so {arg!r} is unknown; leave it out")
-    config = runpy.run_path(str(Path(__file__).with_name("common.py")))["get_config"]()
+    common.check_no_variant("bertsum", arg)
+    config = common.get_config()
     config.update(
         {
             "optimizer": {

@@ -3,8 +3,8 @@
 python scripts/train.py --config=configs/common.py --workdir=runs/mine --config.encoder=google-bert/bert-base-uncased \
     --config.decoder=google-bert/bert-base-uncased --config.data.train=pairs.jsonl
 
-What to expect: whatever can be had with three epochs, BERT's usual learning rate and beams of four; the scores on the
-validation examples (one in ten, at most 500, of the training file, unless data.validation is given) at the end.
+What to expect: three epochs at BERT's usual learning rate, decoding with four beams, and at the end the scores on the
+validation examples (one in ten, at most 500, of the training file, unless data.validation is given).
 `scripts/train.py --config.help` lists all fields.
 """
 
@@ -13,9 +13,14 @@ from ml_collections import ConfigDict
 from seq2seq_jax.training.configs import train_config
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
+def check_no_variant(recipe: str, arg: str | None) -> None:
+    """Raises ValueError if `arg`, the text behind configs/<recipe>.py:, names a variant."""
     if arg:
-        raise ValueError(f"configs/common.py has no variants, so {arg!r} is unknown; leave it out")
+        raise ValueError(f"configs/{recipe}.py has no variants, so {arg!r} is unknown; leave it out")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    check_no_variant("common", arg)
     return train_config(
         {
             "batch": {"size": 32, "buckets": 4},

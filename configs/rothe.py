@@ -9,16 +9,15 @@ trained 200,000 to 500,000 steps, by task, with batches of 128 or 256. No run of
 """
 
 import math
-import runpy
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    if arg:
-        raise ValueError(f"configs/rothe.py has no variants, so {arg!r} is unknown; leave it out")
-    config = runpy.run_path(str(Path(__file__).with_name("common.py")))["get_config"]()
+    common.check_no_variant("rothe", arg)
+    config = common.get_config()
     config.update(
         {
             "optimizer": {

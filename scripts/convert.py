@@ -6,14 +6,18 @@ Torch to Orbax, or back:     scripts/convert.py --input=DIR --output=DIR --to=or
 Prints what became of every tensor. DIR may be a hub id where something is read.
 """
 
-from absl import app, flags, logging
+from __future__ import annotations
 
-import seq2seq_jax as s2s
-from seq2seq_jax.config import parse_settings
-from seq2seq_jax.text.tokenizer import TARGET_FOLDER
-from seq2seq_jax.weights.files import local_directory
+from typing import TYPE_CHECKING
+
+import command
+from absl import app, flags
+
+if TYPE_CHECKING:
+    from seq2seq_jax import Tokenizer
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(command)
 flags.DEFINE_string("input", None, "A pair: a directory that torch, save_pretrained or save_orbax wrote, or a hub id.")
 flags.DEFINE_string("encoder", None, "With --decoder: the encoder's checkpoint, to be joined.")
 flags.DEFINE_string("decoder", None, "With --encoder: the decoder's checkpoint, to be joined.")
@@ -29,8 +33,10 @@ flags.DEFINE_enum("tie_encoder_decoder", "false", ["false", "true", "embeddings"
 flags.DEFINE_multi_string("set", [], "For joining: a field of a side, such as encoder_num_hidden_layers=3.")
 
 
-def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
+def find_tokenizer(path: str, side: str) -> Tokenizer | None:
     """The tokenizer beside the weights, if there is one."""
+    import seq2seq_jax as s2s
+
     try:
         return s2s.load_tokenizer(path, side=side)
     except (FileNotFoundError, ImportError, ValueError) as error:
@@ -38,14 +44,18 @@ def find_tokenizer(path: str, side: str) -> s2s.Tokenizer | None:
         return None
 
 
-def main(argv):
-    logging.set_verbosity(logging.ERROR)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+def main(argv: list[str]) -> None:
+    command.check_no_arguments(argv)
     if (FLAGS.input is None) == (FLAGS.encoder is None or FLAGS.decoder is None):
         raise app.UsageError("give either --input, or both --encoder and --decoder")
     if FLAGS.to == "orbax" and FLAGS.dtype is not None:
         raise app.UsageError("--dtype is for --to=torch; an Orbax directory holds the parameters as they are")
+
+    import seq2seq_jax as s2s
+    from seq2seq_jax.config import parse_settings
+    from seq2seq_jax.text.tokenizer import TARGET_FOLDER
+    from seq2seq_jax.weights.files import local_directory
+
     if FLAGS.input is not None:
         pretrained, source, target = s2s.from_pretrained(FLAGS.input), FLAGS.input, FLAGS.input
     else:
@@ -73,4 +83,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

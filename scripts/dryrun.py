@@ -17,13 +17,13 @@ import os
 import sys
 from pathlib import Path
 
+import config_flag
 from absl import app, flags
-from ml_collections import config_flags
 
 # `tools` is in no wheel: it stands beside this script's folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(), and overrides of its fields.")
+CONFIG = config_flag.define()
 TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, CHIP:AxB or CHIP:AxBxC: v5e:16x16, v5p:4x4x4 ...")
 DEVICES = flags.DEFINE_integer("devices", None, "So many virtual CPU devices, instead of a topology.", lower_bound=1)
 CHIP = flags.DEFINE_string("chip", None, "With --devices: the chip whose figures stand in for the CPU's; default: v5e.")

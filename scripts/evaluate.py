@@ -18,21 +18,23 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
+import command
 import mesh_flags
 import model_flags
 import process_flags
-from absl import app, flags, logging
+from absl import flags
 
-from seq2seq_jax.config import BLEU_TOKENIZERS, METRICS, ROUGE_TOKENIZERS, DataConfig
-from seq2seq_jax.data.encoding import encode_pairs
-from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.evaluation.metrics import check_tokenizers
-from seq2seq_jax.inference.evaluate import evaluate
-from seq2seq_jax.parallel import multihost
-from seq2seq_jax.training.metric_writer import say
+from seq2seq_jax.config import (
+    BLEU_TOKENIZERS,
+    METRICS,
+    ROUGE_TOKENIZERS,
+    DataConfig,
+    EncoderDecoderConfig,
+    check_choice,
+)
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(command)
 flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(process_flags)
@@ -52,7 +54,7 @@ flags.DEFINE_string("subset", None, "Which configuration of a hub data set.")
 flags.DEFINE_integer("max_target_length", None, "In tokens, for the loss; default: as in training, or the model's.")
 
 
-def data_settings(known: DataConfig | None, config) -> DataConfig:
+def data_settings(known: DataConfig | None, config: EncoderDecoderConfig) -> DataConfig:
     """The run's own, or what fits the model; then what the flags say."""
     fitting = {"max_source_length": config.encoder.max_positions, "max_target_length": config.decoder.max_positions}
     settings = known or DataConfig(train=FLAGS.data, **fitting)
@@ -60,10 +62,20 @@ def data_settings(known: DataConfig | None, config) -> DataConfig:
     return dataclasses.replace(settings, **{n: FLAGS[n].value for n in names if FLAGS[n].value is not None})
 
 
-def main(argv):
-    logging.set_verbosity(logging.ERROR)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+def main(argv: list[str]) -> None:
+    command.check_no_arguments(argv)
+    for name in FLAGS.metrics:
+        check_choice(name, METRICS, "--metrics")
+
+    import jax
+
+    from seq2seq_jax.data.encoding import encode_pairs
+    from seq2seq_jax.data.sources import load_pairs
+    from seq2seq_jax.evaluation.metrics import check_tokenizers
+    from seq2seq_jax.inference.evaluate import evaluate
+    from seq2seq_jax.parallel import multihost
+    from seq2seq_jax.parallel.progress import log
+
     chosen = {name: FLAGS[name].value for name in ("rouge_tokenizer", "bleu_tokenize")}
     check_tokenizers(FLAGS.metrics, **chosen)
     process_flags.start()
@@ -79,7 +91,7 @@ def main(argv):
             subset=settings.subset,
         )
         examples = encode_pairs(pairs, *tokenizers, settings, FLAGS.data)
-        say(f"{FLAGS.data}: {examples.counts}")
+        log(f"{FLAGS.data}: {examples.counts}")
         result = evaluate(
             pretrained,
             examples,
@@ -108,4 +120,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -25,35 +25,40 @@ A model that one device does not hold is split over several: --tensor=4, --fsdp=
 number of devices of a process, since each holds the whole model on its own.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
+import command
 import mesh_flags
 import model_flags
 import process_flags
-from absl import app, flags, logging
-from tqdm import tqdm
+from absl import app, flags
 
-from seq2seq_jax.inference.corpus import Meter
-from seq2seq_jax.inference.line_decoder import LineDecoder
-from seq2seq_jax.inference.lines import Lines, windows
 from seq2seq_jax.inference.mbr import UTILITIES
-from seq2seq_jax.inference.partial import Share, write_windows
-from seq2seq_jax.text.files import KINDS, kind_of, text_lines
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from seq2seq_jax.inference.line_decoder import LineDecoder
+    from seq2seq_jax.inference.lines import Lines
+    from seq2seq_jax.inference.partial import Share
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(command)
 flags.adopt_module_key_flags(model_flags)
 flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_multi_string("text", [], "A text; may be given again for more.")
 flags.DEFINE_string(
-    "input", None, f"A file of texts, one a line, or a {', '.join(KINDS)} file; '-' or nothing: standard input."
+    "input", None, "A file of texts, one a line, or of records (see above); '-' or nothing: standard input."
 )
-flags.DEFINE_string("field", None, f"Of a {', '.join(KINDS)} file: where the text stands; default: as in training.")
+flags.DEFINE_string("field", None, "Of a file of records: where the text stands; default: as in training.")
 flags.DEFINE_string("output", None, "A file for the outputs, one a line; nothing: standard output.")
 flags.DEFINE_integer("batch_tokens", 8192, "At most so many source tokens (rows * width) at once.", lower_bound=1)
 flags.DEFINE_bool("compact", False, "Texts that are done leave the batch: quicker on large files, more to compile.")
@@ -67,6 +72,10 @@ flags.DEFINE_enum("mbr", None, sorted(UTILITIES), "Write the output that agrees 
 
 def share() -> Share:
     """This process's part of the work."""
+    import jax
+
+    from seq2seq_jax.inference.partial import Share
+
     process_flags.start(shares=True)
     if FLAGS.distributed:
         return Share(jax.process_index(), jax.process_count())
@@ -78,8 +87,10 @@ def share() -> Share:
     return Share(index, count)
 
 
-def line_decoder(mesh) -> tuple[LineDecoder, str | None]:
-    """What decodes, and the field of the texts in a file that has fields."""
+def line_decoder(mesh: Mesh) -> tuple[LineDecoder, str | None]:
+    """The decoder of lines, and the field of the texts in a file of records."""
+    from seq2seq_jax.inference.line_decoder import LineDecoder
+
     pretrained, tokenizers, data = model_flags.load(mesh)
     prefix, longest, field = FLAGS.source_prefix, FLAGS.max_source_length, FLAGS.field
     if data is not None:
@@ -103,9 +114,13 @@ def line_decoder(mesh) -> tuple[LineDecoder, str | None]:
 
 
 def from_file(decoder: LineDecoder, lines: Lines, share: Share) -> None:
-    """A file to a file, or to standard output."""
+    """Decodes a file to a file, or to standard output."""
+    from seq2seq_jax.inference.corpus import Meter
+    from seq2seq_jax.inference.partial import write_windows
+    from seq2seq_jax.parallel.progress import progress_bar
+
     numbers = range(share.index, len(lines.offsets), share.count)
-    with tqdm(total=sum(map(lines.size, numbers)), desc="decode", unit="line") as bar:
+    with progress_bar(total=sum(map(lines.size, numbers)), desc="decode", unit="line") as bar:
         count = Meter(bar)
         content = lambda number: decoder(number, lines.read(number), count)
         if FLAGS.output is None:
@@ -128,8 +143,13 @@ def from_file(decoder: LineDecoder, lines: Lines, share: Share) -> None:
 
 
 def from_stream(decoder: LineDecoder, texts: Iterator[str]) -> None:
-    """Texts that come once only."""
-    with opened(FLAGS.output) as file, tqdm(desc="decode", unit="line", disable=FLAGS.output is None) as bar:
+    """Decodes texts that can be read only once, such as those of standard input."""
+    from seq2seq_jax.inference.corpus import Meter
+    from seq2seq_jax.inference.lines import windows
+    from seq2seq_jax.parallel.progress import progress_bar
+
+    bar = progress_bar(desc="decode", unit="line", disable=FLAGS.output is None)
+    with opened(FLAGS.output) as file, bar:
         count = Meter(bar)
         for number, window in enumerate(windows(texts, decoder.window)):
             file.write(decoder(number, window, count))
@@ -138,7 +158,7 @@ def from_stream(decoder: LineDecoder, texts: Iterator[str]) -> None:
 
 @contextmanager
 def opened(output: str | None):
-    """Standard output, or a file that takes its name when it is whole."""
+    """Standard output, or a file that gets its name when all is written."""
     if output is None:
         yield sys.stdout
         return
@@ -147,18 +167,22 @@ def opened(output: str | None):
     os.replace(output + ".tmp", output)
 
 
-def main(argv):
-    logging.set_verbosity(logging.ERROR)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; give texts as --text=... or in a file")
+def main(argv: list[str]) -> None:
+    command.check_no_arguments(argv, "give texts as --text=... or in a file")
+
+    import jax
+
+    from seq2seq_jax.inference.lines import Lines
+    from seq2seq_jax.text.files import KINDS, kind_of, text_lines
+
     file = FLAGS.input if FLAGS.input != "-" and not FLAGS.text else None
     has_fields = file is not None and kind_of(file) in KINDS
     if FLAGS.field is not None and not has_fields:
         raise app.UsageError(
             f"--field={FLAGS.field} is for a {', '.join(KINDS)} file; give one as --input, or leave --field out"
         )
-    mine = share()
-    if mine.count > 1 and (file is None or FLAGS.output is None):
+    part = share()
+    if part.count > 1 and (file is None or FLAGS.output is None):
         raise app.UsageError("several processes need files: give --input=FILE and --output=FILE")
     mesh = mesh_flags.mesh_over(jax.local_devices())
     with jax.set_mesh(mesh):
@@ -169,8 +193,8 @@ def main(argv):
         if has_fields and field is None:
             raise app.UsageError(f"where the texts stand in {file} is not known; give --field")
         lines = Lines.scan(file, window=decoder.window, field=field if has_fields else None)
-        from_file(decoder, lines, mine)
+        from_file(decoder, lines, part)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

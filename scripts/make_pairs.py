@@ -5,14 +5,19 @@ scripts/make_pairs.py --source=DIR --output=seq2seq_jax/data/pairs
 DIR holds synopsis.train.jsonl.xz and synopsis.validation.jsonl.xz with the fields id, source, document and summary.
 """
 
-import argparse
 import hashlib
 import json
 import lzma
 from pathlib import Path
 
+import command
+from absl import flags
+
 COUNTS = {"train": 12_000, "validation": 400}
 LONGEST = 700
+SOURCE = flags.DEFINE_string("source", None, "The directory of the full set.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The directory to write.", required=True)
+flags.adopt_module_key_flags(command)
 
 
 def sample(source: Path, count: int) -> list[dict]:
@@ -24,20 +29,18 @@ def sample(source: Path, count: int) -> list[dict]:
     return [{name: row[name] for name in ("id", "document", "summary")} for row in rows[:count]]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    flags = parser.parse_args()
-    flags.output.mkdir(parents=True, exist_ok=True)
+def main(argv: list[str]) -> None:
+    command.check_no_arguments(argv)
+    output = Path(OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
     for split, count in COUNTS.items():
         name = f"synopsis.{split}.jsonl.xz"
-        rows = sample(flags.source / name, count)
+        rows = sample(Path(SOURCE.value) / name, count)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         data = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
-        (flags.output / name).write_bytes(data)
+        (output / name).write_bytes(data)
         print(f"{name}: {len(rows)} pairs, {len(data):,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

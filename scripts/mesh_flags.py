@@ -1,12 +1,15 @@
-"""Flags that the scripts which use a pair have in common: how its weights are split over the devices."""
+"""Flags of the scripts that use a pair: how its weights are split over the devices."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
 from absl import app, flags
-from jax.sharding import Mesh
 
-from seq2seq_jax.parallel.mesh import make_mesh
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("fsdp", 1, "Devices that split the width of the weights, and the batch.", lower_bound=1)
@@ -19,6 +22,8 @@ def mesh_over(devices: Sequence[jax.Device]) -> Mesh:
     Raises:
       app.UsageError: if the devices do not divide by the sizes.
     """
+    from seq2seq_jax.parallel.mesh import make_mesh
+
     count, together = len(devices), FLAGS.fsdp * FLAGS.tensor
     if count % together:
         legal = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)

@@ -1,11 +1,15 @@
-"""Flags that the scripts which use a pair have in common: which one, its tokenizers, how it decodes."""
+"""Flags of the scripts that use a pair: which one, its tokenizers, how it decodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from absl import flags
-from jax.sharding import Mesh
 
-from seq2seq_jax.config import parse_settings
-from seq2seq_jax.pretrained.pair import quantize
-from seq2seq_jax.training.checkpoints import Trained, load_trained
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from seq2seq_jax.training.checkpoints import Trained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "A run's workdir, a directory that we or torch saved, or a hub id.", required=True)
@@ -21,6 +25,10 @@ flags.DEFINE_multi_string("set", [], "A generation setting, name=value.")
 
 def load(mesh: Mesh) -> Trained:
     """The pair that the flags name, its generation_config changed as they say."""
+    from seq2seq_jax.config import parse_settings
+    from seq2seq_jax.pretrained.pair import quantize
+    from seq2seq_jax.training.checkpoints import load_trained
+
     changes = parse_settings(FLAGS.set)
     trained = load_trained(
         FLAGS.model,

@@ -1,9 +1,6 @@
-"""Flags that the scripts have in common: the processes that work together, and where compiled programs are kept."""
+"""Flags of the scripts that compute: the processes that work together, and where compiled programs are kept."""
 
-import jax
 from absl import app, flags
-
-from seq2seq_jax.parallel import multihost
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool(
@@ -27,6 +24,10 @@ def start(*, shares: bool = False) -> None:
     Raises:
       app.UsageError: for a flag of --distributed without it.
     """
+    import jax
+
+    from seq2seq_jax.parallel import multihost
+
     if FLAGS.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", FLAGS.compile_cache)
     if FLAGS.distributed:

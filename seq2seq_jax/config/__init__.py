@@ -1,6 +1,6 @@
-"""Settings as frozen dataclasses: what a transformer is, what a pair is, how it generates, what a run does.
+"""Settings as frozen dataclasses: of a transformer, of a pair, of generation and of a training run.
 
-Validation, no behaviour.
+They check their values, and have no behaviour.
 """
 
 from seq2seq_jax.config.generation import GenerationConfig
@@ -25,6 +25,7 @@ from seq2seq_jax.config.training import (
     KERNEL_LENGTHS,
     LENGTH_MULTIPLE,
     METRICS,
+    OPEN_SECTIONS,
     REMATS,
     ROUGE_TOKENIZERS,
     BatchConfig,
@@ -33,8 +34,17 @@ from seq2seq_jax.config.training import (
     EvaluationConfig,
     MeshConfig,
     TrainConfig,
+    check_open_field,
 )
-from seq2seq_jax.config.validation import check, from_mapping, nearest, parse_settings
+from seq2seq_jax.config.validation import (
+    alternatives,
+    check,
+    check_choice,
+    check_resumable,
+    from_mapping,
+    nearest,
+    parse_settings,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -44,6 +54,7 @@ __all__ = [
     "KERNEL_LENGTHS",
     "LENGTH_MULTIPLE",
     "METRICS",
+    "OPEN_SECTIONS",
     "PAIR",
     "REMATS",
     "ROUGE_TOKENIZERS",
@@ -65,7 +76,11 @@ __all__ = [
     "Rotary",
     "TrainConfig",
     "TransformerConfig",
+    "alternatives",
     "check",
+    "check_choice",
+    "check_open_field",
+    "check_resumable",
     "from_mapping",
     "generation_from_hf",
     "generation_to_hf",

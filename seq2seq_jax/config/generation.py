@@ -1,4 +1,4 @@
-"""How a pair decodes."""
+"""Settings of generation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from seq2seq_jax.config.validation import check, nearest
 
 Phrase = tuple[int, ...]
 
-# What None stands for where it is not the default: torch then leaves the processor out.
+# The value that None stands for, where it is not the default: without the processor, as in torch.
 _OFF = {"top_k": 0}
-WHOLE = (
+INTEGERS = (
     ("num_beams", 1), ("num_beam_groups", 1), ("num_return_sequences", 1), ("top_k", 0), ("min_length", 0),
     ("no_repeat_ngram_size", 0), ("encoder_no_repeat_ngram_size", 0), ("no_repeat_word_ngram_size", 0),
     ("max_matching_ngram_size", 1),
 )  # fmt: skip
-MAYBE_WHOLE = (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("prompt_lookup_num_tokens", 1))
+OPTIONAL_INTEGERS = (("max_length", 1), ("max_new_tokens", 1), ("min_new_tokens", 0), ("prompt_lookup_num_tokens", 1))
 # (field, lower bound, whether it is allowed itself, upper bound, whether it is allowed itself)
 _RANGES = (
     ("temperature", 0, False, None, False),
@@ -40,7 +40,7 @@ SWITCHES = ("do_sample", "remove_invalid_values", "renormalize_logits", "output_
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How to decode (transformers.GenerationConfig: same names, meanings and defaults).
+    """Settings of generation (transformers.GenerationConfig: same names, meanings and defaults).
 
     Lengths count decoder tokens, the start token included, in max_length and min_length, and not in max_new_tokens
     and min_new_tokens, which win. max_length None is 20 tokens beyond the prompt. Lists may be given for tuples.
@@ -49,10 +49,12 @@ class GenerationConfig:
       sequence_bias: ((ids, bias), ...): what is added to the score of the last of `ids` where the others precede it; a
         mapping from tuples of ids serves too.
       bad_words_ids: token sequences that must not occur.
-      exponential_decay_length_penalty: (start, factor): `start` tokens behind the prompt, ends begin to gain weight.
+      exponential_decay_length_penalty: (start, factor): from `start` tokens after the prompt on, the end token's score
+        grows.
       force_words_ids: constraints, each a phrase (ids) or alternatives (ids, ids, ...), which the output must contain.
       num_beam_groups, diversity_penalty: diverse beam search. penalty_alpha: contrastive search, with top_k.
-      prompt_lookup_num_tokens, max_matching_ngram_size: greedy decoding that guesses so many tokens from the source.
+      prompt_lookup_num_tokens, max_matching_ngram_size: prompt lookup decoding, greedy, with so many candidate tokens
+        from the source.
       stop_strings: texts that end an output. max_time: seconds after which all outputs end.
       gnmt_length_penalty: alpha; beams are compared by score / ((5 + n) / 6)**alpha instead of score /
         n**length_penalty. coverage_penalty: beta (both: Wu et al. 2016, eq. 14). Not in torch.
@@ -136,9 +138,9 @@ class GenerationConfig:
         )
 
     def _check_numbers(self) -> None:
-        for name, low in (*WHOLE, *MAYBE_WHOLE):
+        for name, low in (*INTEGERS, *OPTIONAL_INTEGERS):
             value = getattr(self, name)
-            fits = (value is None and (name, low) in MAYBE_WHOLE) or (_is_whole(value) and value >= low)
+            fits = (value is None and (name, low) in OPTIONAL_INTEGERS) or (_is_integer(value) and value >= low)
             check(fits, f"{name} is {value!r}; give a whole number from {low} up")
         for name, low, with_low, high, with_high in _RANGES:
             value = getattr(self, name)
@@ -194,7 +196,7 @@ class GenerationConfig:
 
 
 def hashable(value: Any) -> Any:
-    """Lists become tuples, mappings tuples of (key, value), numpy's values python's."""
+    """Turns lists into tuples, mappings into tuples of (key, value), numpy's values into Python's."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         value = list(value.items())
@@ -203,7 +205,7 @@ def hashable(value: Any) -> Any:
     return value
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -212,7 +214,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_phrase(value: Any) -> bool:
-    return isinstance(value, Iterable) and len(value) > 0 and all(_is_whole(v) and v >= 0 for v in value)
+    return isinstance(value, Iterable) and len(value) > 0 and all(_is_integer(v) and v >= 0 for v in value)
 
 
 def _is_constraint(value: Any) -> bool:
@@ -224,5 +226,5 @@ def _is_bias(value: Any) -> bool:
 
 
 def _is_decay(value: Any) -> bool:
-    whole = isinstance(value, tuple) and len(value) == 2
-    return whole and _is_whole(value[0]) and _is_number(value[1]) and value[1] > 0
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return is_pair and _is_integer(value[0]) and _is_number(value[1]) and value[1] > 0

@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from seq2seq_jax.config.generation import MAYBE_WHOLE, SWITCHES, WHOLE, GenerationConfig, hashable
+from seq2seq_jax.config.generation import INTEGERS, OPTIONAL_INTEGERS, SWITCHES, GenerationConfig, hashable
 from seq2seq_jax.config.validation import check
 
 NAMES = frozenset(f.name for f in dataclasses.fields(GenerationConfig))
 IDS = ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id", "forced_bos_token_id",
        "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")  # fmt: skip
-NUMBERS = (*(name for name, _ in (*WHOLE, *MAYBE_WHOLE)), *IDS, "bad_words_ids", "force_words_ids")
+NUMBERS = (*(name for name, _ in (*INTEGERS, *OPTIONAL_INTEGERS)), *IDS, "bad_words_ids", "force_words_ids")
 FOR_SAMPLING = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 FOR_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 # Values at which torch leaves a processor or a strategy out.

@@ -1,4 +1,4 @@
-"""What a transformer is, and what a pair is."""
+"""Configs of a transformer and of a pair of them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ CHOICES = {
 }
 
 LONG_ROPE = (
-    "beyond original_max_position_embeddings this model turns positions by LongRoPE's long_factor, which is not"
+    "beyond original_max_position_embeddings this model rotates positions by LongRoPE's long_factor, which is not"
     " supported; cut it (max_length)"
 )
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary position embedding (Su et al. 2021): pairs of features are turned by position * frequency.
+    """Rotary position embedding (Su et al. 2021): pairs of features are rotated by position * frequency.
 
     Attributes:
-      frequencies: one angle per position for each pair; head_dim - 2 * len(frequencies) features are not turned.
+      frequencies: one angle per position for each pair; head_dim - 2 * len(frequencies) features are not rotated.
       factor: on cosine and sine (YaRN's attention factor).
       interleaved: a pair is (2i, 2i + 1), as in RoFormer; else (i, i + half).
-      values: values are turned too.
-      longest: sequences beyond have other frequencies, which are not supported (LongRoPE); None: none have.
+      values: values are rotated too.
+      longest: longer sequences would need other frequencies, which are not supported (LongRoPE); None: no limit.
     """
 
     frequencies: tuple[float, ...]
@@ -58,9 +58,9 @@ class LayerSettings:
       attention_scale: factor on the attention scores; None is head_dim ** -0.5.
       cross_attention: whether this layer of a cross-attending decoder has a cross-attention block.
       window: the largest distance at which a token sees another in self-attention; None: any.
-      rotary: turns queries and keys of the self-attention.
-      attention_norm: whether there is a norm in front of the self-attention (ModernBERT's first layer has none).
-      window_ahead: the largest distance to what comes behind a token; None: window.
+      rotary: rotary embedding of the self-attention's queries and keys; None: none.
+      attention_norm: whether there is a norm before the self-attention (ModernBERT's first layer has none).
+      window_ahead: the largest distance to later tokens; None: window.
     """
 
     attention_scale: float | None = None
@@ -72,14 +72,14 @@ class LayerSettings:
 
     @property
     def reach(self) -> tuple[int, int] | None:
-        """How far a token sees back and ahead; None: everywhere."""
+        """The largest distances at which a token sees earlier and later tokens; None: all are seen."""
         ahead = self.window if self.window_ahead is None else self.window_ahead
         return None if self.window is None else (self.window, ahead)
 
 
 @dataclass(frozen=True)
 class RelativeBias:
-    """A learned bias on attention scores by distance in buckets (Raffel et al. 2020).
+    """A learned bias on attention scores for each bucket of distances (Raffel et al. 2020).
 
     Attributes:
       buckets, max_distance: of T5's function from distance to bucket.
@@ -93,10 +93,10 @@ class RelativeBias:
 
 @dataclass(frozen=True)
 class Disentangled:
-    """DeBERTa's attention (He et al. 2021): content and relative position score each other.
+    """DeBERTa's attention (He et al. 2021), with scores between contents and relative positions.
 
     Attributes:
-      max_distance: distances beyond are cut to it. buckets: of the logarithmic scale (v3); 0: none.
+      max_distance: greater distances count as this one. buckets: of the logarithmic scale (v3); 0: none.
       content_to_position, position_to_content: which scores are added.
       shared_projections: positions use the query and key projections of the content (v3), else their own.
       key_bias: whether the positions' own key projection has a bias (v2).
@@ -119,12 +119,12 @@ class Disentangled:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """One transformer, as encoder or as decoder; every family is a setting of it.
+    """A transformer, encoder or decoder, of any family.
 
     Attributes:
       family: the family whose file maps it to torch and back ("bert", "gpt2", "bart" ...).
-      vocab_size: rows of the embedding table that mean something.
-      padded_vocab_size: rows that are stored; more than vocab_size only where a mesh asks for it.
+      vocab_size: rows of the embedding table that are tokens.
+      padded_vocab_size: rows that are stored; more than vocab_size only where a mesh needs it.
       hidden_size, num_layers, num_heads, head_dim, intermediate_size: the usual sizes.
       num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads queries; None: num_heads.
       activation: a name of `ACTIVATIONS`.
@@ -150,10 +150,10 @@ class TransformerConfig:
         none. With position_pad_id, the row before the first position has none either.
       embedding_scale: factor on the token embeddings; scale_given_embeddings: also on those of inputs_embeds.
       relative_bias, disentangled: see there.
-      causal: a token sees itself and what is before it.
+      causal: a token sees itself and earlier tokens.
       attention_bias: of query, key and value; attention_key_bias: None means attention_bias; attention_out_bias: of the
-        output; query_key_norm: an RMS norm on each head's queries and keys; query_key_norm_whole: it is one over all
-        heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
+        output; query_key_norm: an RMS norm on each head's queries and keys; query_key_norm_all_heads: one norm over
+        all heads together (OLMo 2); attention_softcap: scores are cap * tanh(scores / cap).
       mlp_gated: activation(gate) * up; mlp_bias: of its projections.
       cross_attention_size: width of the encoder states that the cross-attention reads; None for no cross-attention.
       merged_attention: there is no block of cross-attention; the self-attention has the source's keys and values too,
@@ -167,13 +167,13 @@ class TransformerConfig:
         head_scale (factor on the states), head_softcap (as for attention).
       dropout: after the embeddings and each block; attention_dropout: on attention weights; activation_dropout:
         inside the MLP; embedding_dropout: None means `dropout`.
-      float16: what is done against overflow in float16, and in no other dtype: "float32_residual" (T5: the residual
-        stream and the MLP's last projection are float32, what attention adds is finite), "clamped" (BART's encoder: so
-        are each layer's outputs), or "plain" (nothing).
+      float16: protection against overflow in float16, and in no other dtype: "float32_residual" (T5: the residual
+        stream and the MLP's last projection are float32, attention's output is clamped to finite values), "clamped"
+        (BART's encoder: each layer's output is), or "plain" (none).
       initializer_range: standard deviation of new kernels and embeddings;
       residual_initializer_range: that of kernels that write to the residual stream; None means initializer_range.
       layer_pattern: settings of layer i are layer_pattern[i % len(layer_pattern)].
-      source_json: the `config.json` that this came from, so that unknown fields survive a round trip.
+      source_json: the `config.json` that this was made from, so that unknown fields survive a round trip.
     """
 
     family: str
@@ -219,7 +219,7 @@ class TransformerConfig:
     attention_key_bias: bool | None = None
     attention_out_bias: bool = True
     query_key_norm: bool = False
-    query_key_norm_whole: bool = False
+    query_key_norm_all_heads: bool = False
     attention_softcap: float | None = None
     mlp_gated: bool = False
     mlp_bias: bool = True
@@ -312,12 +312,12 @@ class TransformerConfig:
     @property
     def rotaries(self) -> tuple[Rotary, ...]:
         """The different rotary embeddings of the layers, in order of appearance."""
-        found = dict.fromkeys(self.layer(i).rotary for i in range(self.num_layers))
-        return tuple(rotary for rotary in found if rotary is not None)
+        rotaries = dict.fromkeys(self.layer(i).rotary for i in range(self.num_layers))
+        return tuple(rotary for rotary in rotaries if rotary is not None)
 
     @property
     def source(self) -> dict[str, Any]:
-        """The `config.json` fields that this came from."""
+        """The fields of the `config.json` that this was made from."""
         return json.loads(self.source_json)
 
 
@@ -328,7 +328,7 @@ PAIR = "encoder-decoder"
 
 @dataclass(frozen=True)
 class Alias:
-    """A parameter, or a subtree of parameters, that is stored once and filled in a second place.
+    """A parameter, or a subtree of parameters, that is stored once and used in a second place.
 
     Attributes:
       source, target: paths in the parameter tree ("encoder/embeddings/token/embedding").
@@ -349,7 +349,7 @@ class EncoderDecoderConfig:
 
     Attributes:
       encoder, decoder: the two transformers.
-      decoder_start_token_id, pad_token_id: what labels are shifted with; None until known.
+      decoder_start_token_id, pad_token_id: for shifting labels right; None until known.
       eos_token_ids: tokens that end a sequence.
       tie_encoder_decoder: False, True (everything that both sides have), "embeddings" (the token table), or aliases.
       labels_shift: which token a target begins with where the decoder's inputs are made of labels: "start", the start
@@ -395,7 +395,7 @@ class EncoderDecoderConfig:
 
     @property
     def has_projection(self) -> bool:
-        """Whether `enc_to_dec_proj` brings the encoder's states to the width that the decoder reads."""
+        """Whether `enc_to_dec_proj` projects the encoder's states to the width that the decoder reads."""
         return self.encoder.hidden_size != self.decoder.cross_attention_size
 
     @property

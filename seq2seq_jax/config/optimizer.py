@@ -1,4 +1,4 @@
-"""How parameters are trained: the optimizer, its groups of parameters, low-rank adapters."""
+"""Settings of the optimizer, its groups of parameters, and low-rank adapters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from seq2seq_jax.config.validation import check, check_choice, check_counts, fro
 
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear", "noam")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
-# What a group says about updates, and has no meaning where there are none.
-OF_UPDATES = ("learning_rate", "learning_rate_scale", "weight_decay", "schedule", "warmup_steps", "optimizer")
+# Settings of updates, which a frozen group cannot have.
+UPDATE_SETTINGS = ("learning_rate", "learning_rate_scale", "weight_decay", "schedule", "warmup_steps", "optimizer")
 
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """One rule of `optimizer.groups`; what it leaves unset is as the optimizer's own fields say."""
+    """One group of `optimizer.groups`; fields that it leaves unset are those of the optimizer."""
 
     match: str = setting(help="regular expression (re.search) of parameters' names: r'encoder\\.layers\\.[0-3]\\.'")
     name: str | None = setting(None, help="what its metrics are called; unset: its expression")
@@ -52,7 +52,7 @@ class GroupConfig:
             not (self.freeze and self.unfreeze_step),
             f"{where} has both freeze and unfreeze_step; give one of them",
         )
-        given = [name for name in OF_UPDATES if getattr(self, name) is not None]
+        given = [name for name in UPDATE_SETTINGS if getattr(self, name) is not None]
         check(
             not (self.freeze and given),
             f"{where} has both freeze and {', '.join(given)}; what is frozen is not updated, so leave out one or the"
@@ -67,7 +67,7 @@ class GroupConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An algorithm after clipping, under a schedule; alike for all parameters, or by groups of them."""
+    """Gradient clipping, an algorithm and a schedule, for all parameters alike or by groups."""
 
     name: str = setting(
         "adamw",
@@ -95,8 +95,8 @@ class OptimizerConfig:
     )
     groups: tuple[GroupConfig | Mapping[str, Any], ...] = setting(
         (),
-        help="""rules for parameters by their names (encoder.layers.3.self_attention.query.kernel), of which the first
-        that matches holds: mappings of match (a regular expression, re.search), name, learning_rate or
+        help="""groups of parameters by their names (encoder.layers.3.self_attention.query.kernel); a parameter belongs
+        to the first that matches: mappings of match (a regular expression, re.search), name, learning_rate or
         learning_rate_scale, weight_decay, schedule, warmup_steps, optimizer, freeze, unfreeze_step""",
     )
     layer_decay: float | None = setting(
@@ -116,8 +116,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         groups = tuple(
-            from_mapping(GroupConfig, rule, f"optimizer.groups[{i}]") if isinstance(rule, Mapping) else rule
-            for i, rule in enumerate(self.groups)
+            from_mapping(GroupConfig, group, f"optimizer.groups[{i}]") if isinstance(group, Mapping) else group
+            for i, group in enumerate(self.groups)
         )
         object.__setattr__(self, "groups", groups)
         check_choice(self.name, OPTIMIZERS, "optimizer.name")
@@ -144,8 +144,8 @@ class OptimizerConfig:
             "optimizer.skip_above is given and max_skipped is 0, so that the first skipped step would stop the run;"
             " give max_skipped above 0",
         )
-        for rule in (self, *groups):
-            self._check_warmup(rule)
+        for group in (self, *groups):
+            self._check_warmup(group)
         labels = [group.label for group in groups]
         for label in labels:
             check(
@@ -154,10 +154,10 @@ class OptimizerConfig:
                 " name, or else its match); give each a name of its own",
             )
 
-    def _check_warmup(self, rule: OptimizerConfig | GroupConfig) -> None:
-        schedule = self.schedule if rule.schedule is None else rule.schedule
-        warmup = self.warmup_steps if rule.warmup_steps is None else rule.warmup_steps
-        where = "optimizer" if rule is self else f"optimizer.groups[{rule.match!r}]"
+    def _check_warmup(self, group: OptimizerConfig | GroupConfig) -> None:
+        schedule = self.schedule if group.schedule is None else group.schedule
+        warmup = self.warmup_steps if group.warmup_steps is None else group.warmup_steps
+        where = "optimizer" if group is self else f"optimizer.groups[{group.match!r}]"
         check(
             schedule not in ("inverse_sqrt", "noam") or warmup > 0,
             f"{where}: the schedule is {schedule} and warmup_steps 0; its rate is a function of warmup_steps, so give"
@@ -167,7 +167,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2022): kernels become kernel + alpha / rank * a b, and only a and b are trained."""
+    """Low-rank adapters (Hu et al. 2022): a kernel becomes kernel + alpha / rank * a b; only a and b are trained."""
 
     rank: int = setting(0, help="columns of a and rows of b; 0: no adapters")
     alpha: float = setting(16.0, help="alpha / rank is the factor on their product")
@@ -195,4 +195,6 @@ def check_expression(pattern: str, where: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{where}: {pattern!r} is no regular expression ({error}); escape its signs with \\") from None
+        raise ValueError(
+            f"{where}: {pattern!r} is no regular expression ({error}); escape special characters with \\"
+        ) from None

@@ -1,4 +1,4 @@
-"""What a fine-tuning run does. The meaning of each field stands in its `help`; `scripts/train.py --config.help` lists
+"""Settings of a fine-tuning run. Each field's `help` says what it means; `scripts/train.py --config.help` lists
 them."""
 
 from __future__ import annotations
@@ -8,19 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq_jax.config.generation import GenerationConfig
 from seq2seq_jax.config.loss import LossConfig
 from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
-from seq2seq_jax.config.validation import check, nearest, setting
-from seq2seq_jax.config.validation import check_choice as _check_choice
-from seq2seq_jax.config.validation import check_counts as _check_counts
+from seq2seq_jax.config.validation import check, check_choice, check_counts, nearest, setting
 
-# Each with the backend that it needs.
+# Attention kernels -> the backend that each needs.
 ATTENTION_IMPLS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}
-# What the lengths that a kernel takes are multiples of.
+# Attention kernels -> the number that the lengths must be multiples of.
 KERNEL_LENGTHS = {"xla": 1, "cudnn": 2, "splash": 128}
-# Of lengths where nothing is said: fewer shapes, and what vector units like.
+# Lengths are rounded up to multiples of this by default: it makes fewer shapes, and fits vector units.
 LENGTH_MULTIPLE = 8
-# Each with jax's name of it.
+# Random bit generators -> jax's names of them.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
 # What the backward pass finds kept beside each layer's input: name -> the policy, of jax.checkpoint_policies. "none"
@@ -39,23 +38,45 @@ REMATS = {
     "save_mlp": lambda policies: policies.save_only_these_names("mlp"),
 }
 MODES = ("jit", "pmap")
-# Each metric with the scores that it gives.
+# Metrics -> the scores that each gives.
 METRICS = {
     "bleu": ("bleu",),
     "chrf": ("chrf",),
     "exact_match": ("exact_match",),
     "rouge": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
 }
-# What splits texts into words; what each name means: evaluation/metrics.py.
+# Tokenizers of the metrics; evaluation/metrics.py says what each does.
 BLEU_TOKENIZERS = (
     "13a", "char", "flores101", "flores200", "intl", "ja-mecab", "ko-mecab", "none", "spBLEU-1K", "zh",
 )  # fmt: skip
 ROUGE_TOKENIZERS = ("auto", "rouge-score", "unicode", "zh", "ja-mecab", "char")
 
 
+# Sections of a run whose values may be of several types, with the names that they may have; warm_start has
+# encoder_<field> and decoder_<field> too, which the families know.
+OPEN_SECTIONS = {
+    "generation": tuple(field.name for field in dataclasses.fields(GenerationConfig)),
+    "warm_start": (
+        "cross_attention_init", "decoder_start_token_id", "eos_token_id", "head_init", "pad_token_id",
+        "tie_encoder_decoder",
+    ),
+}  # fmt: skip
+SIDE_PREFIXES = ("encoder_", "decoder_")
+
+
+def check_open_field(section: str, name: str) -> None:
+    """A ValueError that suggests the nearest, unless `section` of a run may have a field `name`."""
+    known = OPEN_SECTIONS[section]
+    if section == "warm_start":
+        if name.startswith(SIDE_PREFIXES):
+            return
+        known = (*known, *(f"{prefix}<field>" for prefix in SIDE_PREFIXES))
+    check(name in known, f"config.{section}.{name} is unknown: {nearest(name, known)}")
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from, and what becomes of their texts."""
+    """The examples, and how their texts are prepared."""
 
     train: str = setting(
         help="""training examples: a .jsonl, .csv, .tsv or .parquet file (all but .parquet also as .gz, .bz2, .xz or
@@ -77,22 +98,22 @@ class DataConfig:
     validation_limit: int | None = setting(None, help="at most so many validation examples; unset: all")
 
     def __post_init__(self):
-        _check_counts(self, "data", ("holdout", "max_source_length", "train_limit", "validation_limit"))
-        _check_counts(self, "data", ("max_target_length",), low=2)
-        _check_counts(self, "data", ("min_source_length", "min_target_length"), low=0)
-        _check_choice(self.long_examples, ("cut", "drop"), "data.long_examples")
+        check_counts(self, "data", ("holdout", "max_source_length", "train_limit", "validation_limit"))
+        check_counts(self, "data", ("max_target_length",), low=2)
+        check_counts(self, "data", ("min_source_length", "min_target_length"), low=0)
+        check_choice(self.long_examples, ("cut", "drop"), "data.long_examples")
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What one optimizer step takes."""
+    """The batch of one optimizer step."""
 
     size: int = setting(32, help="rows in a step, over all devices; a row is an example, or with packing several")
     tokens: int | None = setting(
         None, help="padded source and target tokens in a step, instead of size: short examples come in larger batches"
     )
     multiple: int = setting(8, help="with tokens: a batch has a multiple of so many examples; the mesh must divide it")
-    buckets: int = setting(1, help="shapes of batches: examples of like length share one; each is compiled once")
+    buckets: int = setting(1, help="buckets by length, each a shape of batches with a compiled step of its own")
     length_multiple: int | None = setting(
         None,
         help="""source and target lengths of a batch are multiples of this, beyond the longest text too; unset: of 8, up
@@ -109,8 +130,8 @@ class BatchConfig:
 
     def __post_init__(self):
         lengths = ("pack_source_length", "pack_target_length")
-        _check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", "length_multiple"))
-        _check_counts(self, "batch", lengths)
+        check_counts(self, "batch", ("size", "tokens", "multiple", "buckets", "accumulation", "length_multiple"))
+        check_counts(self, "batch", lengths)
         rows, name = (self.size, "size") if self.tokens is None else (self.multiple, "multiple")
         check(
             rows % self.accumulation == 0,
@@ -135,12 +156,12 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one may be -1: what is left. And how a step runs on them."""
+    """Sizes of the mesh axes, of which one may be -1 (the remaining devices), and how a step runs on them."""
 
     replica: int = setting(
         1, help="copies of the model, in each of which the other axes split it; goes over slices", may_change=True
     )
-    data: int = setting(-1, help="parts of the batch; -1: what is left", may_change=True)
+    data: int = setting(-1, help="parts of the batch; -1: the remaining devices", may_change=True)
     fsdp: int = setting(1, help="parts of batch, weights and optimizer state", may_change=True)
     tensor: int = setting(1, help="parts of heads, MLP and vocabulary", may_change=True)
     mode: str = setting(
@@ -150,7 +171,7 @@ class MeshConfig:
     )
 
     def __post_init__(self):
-        _check_choice(self.mode, MODES, "mesh.mode")
+        check_choice(self.mode, MODES, "mesh.mode")
         split = {name: getattr(self, name) for name in ("replica", "fsdp", "tensor") if getattr(self, name) != 1}
         named = ", ".join(f"mesh.{name} is {size}" for name, size in split.items())
         check(
@@ -160,13 +181,13 @@ class MeshConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What `make_mesh` takes."""
+        """Arguments of `make_mesh`."""
         return {name: getattr(self, name) for name in ("replica", "data", "fsdp", "tensor")}
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on the validation examples."""
+    """How the validation examples are scored."""
 
     every: int | None = setting(None, help="steps between evaluations; unset: only at the end", may_change=True)
     at_start: bool = setting(False, help="also before the first step", may_change=True)
@@ -177,7 +198,7 @@ class EvaluationConfig:
     metrics: tuple[str, ...] = setting(("rouge",), help=f"any of {', '.join(METRICS)}", may_change=True)
     rouge_tokenizer: str = setting(
         "auto",
-        help="""what splits texts into words for ROUGE: rouge-score (its own, of a-z and 0-9), unicode (words of any
+        help="""tokenizer for ROUGE: rouge-score (its own, of a-z and 0-9), unicode (words of any
         script), zh, ja-mecab or char (sacrebleu's); auto: rouge-score, or unicode if most letters of the references are
         beyond a-z""",
         may_change=True,
@@ -190,11 +211,11 @@ class EvaluationConfig:
     )
 
     def __post_init__(self):
-        _check_counts(self, "evaluation", ("every", "batch_size", "decode_limit"))
+        check_counts(self, "evaluation", ("every", "batch_size", "decode_limit"))
         for name in self.metrics:
-            _check_choice(name, METRICS, "evaluation.metrics")
-        _check_choice(self.rouge_tokenizer, ROUGE_TOKENIZERS, "evaluation.rouge_tokenizer")
-        _check_choice(self.bleu_tokenize, BLEU_TOKENIZERS, "evaluation.bleu_tokenize")
+            check_choice(name, METRICS, "evaluation.metrics")
+        check_choice(self.rouge_tokenizer, ROUGE_TOKENIZERS, "evaluation.rouge_tokenizer")
+        check_choice(self.bleu_tokenize, BLEU_TOKENIZERS, "evaluation.bleu_tokenize")
         scores = ["loss", *(score for name in self.metrics for score in METRICS[name])]
         check(
             self.best in scores,
@@ -203,19 +224,19 @@ class EvaluationConfig:
 
     @property
     def tokenizers(self) -> dict[str, str]:
-        """Those of the metrics, as `evaluation.metrics.measure` takes them."""
+        """The tokenizers' arguments of `evaluation.metrics.measure`."""
         return {name: getattr(self, name) for name in ("rouge_tokenizer", "bleu_tokenize")}
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of the way, so that the same command goes on after a stop."""
+    """Checkpoints, from which the same command continues a stopped run."""
 
     every: int = setting(1000, help="steps between checkpoints; one comes with each evaluation too", may_change=True)
-    keep: int = setting(1, help="how many of the last ones stay, beside the best", may_change=True)
+    keep: int = setting(1, help="how many of the last checkpoints are kept, beside the best", may_change=True)
 
     def __post_init__(self):
-        _check_counts(self, "checkpoints", ("every", "keep"))
+        check_counts(self, "checkpoints", ("every", "keep"))
 
 
 @dataclass(frozen=True)
@@ -239,7 +260,7 @@ class TrainConfig:
     random_weights: bool = setting(False, help="begin from random weights instead, for comparison")
     num_steps: int = setting(0, help="optimizer steps; 0: as many as num_epochs take")
     num_epochs: float = setting(0.0, help="passes over the training examples, where num_steps is 0")
-    label_smoothing: float = setting(0.0, help="the part of the target that is spread over the vocabulary")
+    label_smoothing: float = setting(0.0, help="share of the target probability that is spread over the vocabulary")
     z_loss: float = setting(0.0, help="factor on the squared log of the softmax's normaliser, added to the loss")
     loss_chunk: int | None = setting(
         None,
@@ -257,7 +278,7 @@ class TrainConfig:
     )
     remat: str = setting(
         "elementwise",
-        help=f"what the backward pass computes anew to save memory: {', '.join(REMATS)}",
+        help=f"what the backward pass recomputes to save memory: {', '.join(REMATS)}",
         may_change=True,
     )
     attention_impl: str = setting(
@@ -279,7 +300,7 @@ class TrainConfig:
         evaluation is float32""",
     )
     ema_decay: float | None = setting(
-        None, help="evaluated and exported is the moving average of the parameters of this decay (0.999); unset: they"
+        None, help="decay (0.999) of a moving average of the parameters, which is evaluated and exported; unset: none"
     )
     update_norm: bool = setting(
         True, help="the update's norm is a metric too; on a CPU that is 5 to 10 % of a step", may_change=True
@@ -292,17 +313,20 @@ class TrainConfig:
     seed: int = setting(0, help="of new weights, the order of examples and dropout")
 
     def __post_init__(self):
-        _check_counts(self, "config", ("log_every", "profile_at", "profile_steps", "scan_unroll"))
-        _check_counts(self, "config", ("loss_chunk", "loss_vocab_chunk"))
-        _check_counts(self, "config", ("num_steps", "seed"), low=0)
+        check_counts(self, "config", ("log_every", "profile_at", "profile_steps", "scan_unroll"))
+        check_counts(self, "config", ("loss_chunk", "loss_vocab_chunk"))
+        check_counts(self, "config", ("num_steps", "seed"), low=0)
+        for section in OPEN_SECTIONS:
+            for name in getattr(self, section):
+                check_open_field(section, name)
         check(
             (self.num_steps > 0) != (self.num_epochs > 0),
             f"num_steps is {self.num_steps} and num_epochs {self.num_epochs}; give one of them, and 0 for the other",
         )
-        _check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
-        _check_choice(self.remat, REMATS, "remat")
-        _check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
-        _check_choice(self.dtype, DTYPES, "dtype")
+        check_choice(self.attention_impl, ATTENTION_IMPLS, "attention_impl")
+        check_choice(self.remat, REMATS, "remat")
+        check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
+        check_choice(self.dtype, DTYPES, "dtype")
         for name in ("dropout", "attention_dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
@@ -319,7 +343,7 @@ class TrainConfig:
         return LossConfig(self.label_smoothing, self.z_loss, self.loss_chunk, self.loss_vocab_chunk)
 
     def _fit_lengths(self) -> None:
-        """Lengths of batches that attention's kernel takes."""
+        """Makes batch.length_multiple one that the attention kernel takes."""
         needed, given = KERNEL_LENGTHS[self.attention_impl], self.batch.length_multiple
         check(
             (given or 0) % needed == 0,

@@ -1,12 +1,14 @@
-"""Checking settings, and making them from mappings and from command lines."""
+"""Checks of settings, and dataclasses of settings made from mappings and from command lines."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import json
+import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -33,9 +35,9 @@ def check_counts(config: Any, where: str, names: Iterable[str], low: int = 1) ->
     """A ValueError, unless each of the fields `names` is a whole number from `low` up, or None."""
     for name in names:
         value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
         check(
-            value is None or (whole and value >= low),
+            value is None or (is_integer and value >= low),
             f"{where}.{name} is {value!r}; give a whole number from {low} up",
         )
 
@@ -62,7 +64,8 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
     """A dataclass from a mapping (an ml_collections.ConfigDict, say), nested ones too.
 
     Raises:
-      ValueError: for a key that the dataclass lacks (names the nearest), or one that it needs.
+      ValueError: for a key that the dataclass lacks (names the nearest), one that it needs, or a value of another type
+        than its field's.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -77,7 +80,32 @@ def from_mapping(cls: type, values: Mapping[str, Any], where: str = "config") ->
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             value = from_mapping(hint, value, f"{where}.{name}")
         out[name] = tuple(value) if isinstance(value, list) else value
+        options = alternatives(hint)
+        kinds = " or ".join(KINDS.get(typing.get_origin(option) or option, str(option)) for option in options)
+        check(any(_has_type(out[name], option) for option in options), f"{where}.{name} is {value!r}; give {kinds}")
     return cls(**out)
+
+
+KINDS = {
+    bool: "True or False",
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    tuple: "a tuple",
+    types.NoneType: "None",
+}
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type, itself."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    kind = typing.get_origin(hint) or hint
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
@@ -91,3 +119,34 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             out[name] = value
     return out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested mappings; an empty mapping is a value."""
+    out = {}
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        out |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return out
+
+
+def check_resumable(
+    directory: Path,
+    what: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    remedy: str = "give another directory",
+) -> None:
+    """A ValueError that says what differs, unless `now` continues what `before` began.
+
+    Args:
+      what: what the directory holds ("step 3 of a run with another config").
+      before, now: settings as nested mappings of JSON values.
+      may_change: dotted names of fields that may differ.
+    """
+    before, now = flatten(before), flatten(now)
+    names = [n for n in sorted({*before, *now}) if n not in may_change and before.get(n) != now.get(n)]
+    changes = "; ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names)
+    check(not names, f"{directory} holds {what}: {changes}; set that back to go on, or {remedy}")

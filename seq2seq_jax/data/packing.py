@@ -1,20 +1,20 @@
-"""Several examples in one row: which ones, so that rows are full on both sides."""
+"""Packs several examples into one row, so that rows are full on both sides."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Examples that are packed together: time grows with their number times this, and little is won by more.
+# Examples that are packed together. Time grows with examples times window, and larger windows hardly fill rows better.
 WINDOW = 2048
 
 
 def pack(
     source_lengths: np.ndarray, target_lengths: np.ndarray, source_room: int, target_room: int, order: np.ndarray
 ) -> np.ndarray:
-    """Rows of examples whose sources fit into `source_room` tokens and whose targets fit into `target_room`.
+    """Rows of examples whose sources together have at most `source_room` tokens and whose targets `target_room`.
 
-    A row begins with the largest example that is left and takes, as long as one fits, the example that leaves least
-    room, on the side that has more of it left: so neither side is full long before the other (the greedy by the
+    A row starts with the largest example that is left. Then, as long as one fits, it takes the example that minimises
+    the room left on the side with more of it, so that neither side is full long before the other (the greedy by the
     largest norm of Panigrahy et al. 2011, Heuristics for Vector Bin Packing).
 
     Args:
@@ -24,7 +24,7 @@ def pack(
     Returns:
       int [rows, most examples in a row]; -1 behind a row's last example.
     """
-    # Both sides in one unit, so that they compare and are whole numbers.
+    # Both sides scaled to the same room, in integers, so that they can be compared: [2, examples].
     sides = np.stack([source_lengths, target_lengths]).astype(np.int64) * [[target_room], [source_room]]
     room = source_room * target_room
     rows = []
@@ -40,7 +40,7 @@ def _pack_window(sides: np.ndarray, room: int, examples: np.ndarray) -> list[np.
     """`pack` of a few examples; sides [2, all examples] of a row that has `room` on each."""
     examples = examples[np.argsort(-sides[:, examples].max(0), kind="stable")]
     source, target = sides[:, examples]
-    gone, rows = room + 1, []  # gone: what fits nowhere
+    gone, rows = room + 1, []  # a packed example gets this size, which fits nowhere
     for first in range(len(examples)):
         if source[first] == gone:
             continue
@@ -61,15 +61,15 @@ def _pack_window(sides: np.ndarray, room: int, examples: np.ndarray) -> list[np.
 
 
 class Exchange:
-    """Examples of equal lengths trade places from epoch to epoch: rows stay as full, and neighbours change."""
+    """Exchanges examples of equal lengths: rows stay as full, and hold other examples in each epoch."""
 
     def __init__(self, source_lengths: np.ndarray, target_lengths: np.ndarray):
         self._lengths = source_lengths.astype(np.int64) * (target_lengths.max() + 1) + target_lengths
         self._places = np.argsort(self._lengths, kind="stable")
 
     def __call__(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """`rows` as `pack` makes them, with other examples of the same lengths in their places."""
+        """`rows` of `pack`, each example replaced by one of the same lengths."""
         order = generator.permutation(len(self._lengths))
-        examples = np.full(len(order) + 1, -1)  # the last one is what -1 finds
+        examples = np.full(len(order) + 1, -1)  # -1 last, so that index -1 stays -1
         examples[self._places] = order[np.argsort(self._lengths[order], kind="stable")]
         return examples[rows]

@@ -1,4 +1,4 @@
-"""The plan's batches as arrays, read and made ahead by grain."""
+"""Makes the plan's batches into arrays, and prefetches them with grain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.models.losses import IGNORED
 
-AHEAD = 4
+PREFETCHED = 4
 
 
 def make_batch(
@@ -21,13 +21,13 @@ def make_batch(
     """The arguments of `model.apply` for some examples.
 
     Args:
-      examples: int [rows, most in a row]; those of a row follow each other, -1 stands for none.
-      packed: whether to say which token is of which example; else a row has one at most.
+      examples: int [rows, most in a row], the examples of each row in order; -1: none.
+      packed: whether rows hold several examples, so that pack ids are needed; else a row has one at most.
 
     Returns:
-      int32 arrays: input_ids and attention_mask [rows, source_length], labels [rows, target_length], -100 in tails;
-      packed: encoder_pack_ids and decoder_pack_ids too, of the same shapes, which count a row's examples from 1 and are
-      0 in tails. The model makes the decoder's inputs of the labels, pack by pack.
+      int32 arrays: input_ids and attention_mask [rows, source_length], labels [rows, target_length] with padding -100.
+      If packed, also encoder_pack_ids and decoder_pack_ids of the same shapes, which number a row's examples from 1
+      and are 0 in padding. The model shifts the labels right within each example.
     """
     rows = len(examples)
     input_ids = np.full((rows, bucket.source_length), source_pad_id, np.int32)
@@ -47,8 +47,12 @@ def make_batch(
 
 
 class HostBatch(NamedTuple):
-    """bucket: the whole batch's shape. tokens: source and target tokens in it, padding aside. arrays: `make_batch` of
-    the rows that this process needs."""
+    """One batch as a process sees it.
+
+    Attributes:
+      bucket: shape of the batch over all processes. tokens: its source and target tokens, without padding.
+      arrays: `make_batch` of the rows that this process needs.
+    """
 
     bucket: Bucket
     tokens: int
@@ -56,7 +60,7 @@ class HostBatch(NamedTuple):
 
 
 class _Source:
-    """The plan as grain's random-access source."""
+    """The plan as a random-access data source of grain."""
 
     def __init__(self, plan: BatchPlan, stop: int):
         self._plan, self._stop = plan, stop
@@ -77,10 +81,10 @@ def batches(
     source_pad_id: int,
     local_rows: Callable[[int], np.ndarray] | None = None,
 ) -> Iterator[HostBatch]:
-    """Batches `start` to `stop - 1` of the plan, made in a thread that stays a few ahead.
+    """Batches `start` to `stop - 1` of the plan, prefetched in a thread.
 
     Args:
-      local_rows: from the number of rows in a batch, which of them this process needs; None: all.
+      local_rows: from the number of rows in a batch to the rows that this process needs; None: all.
     """
 
     def make(planned: tuple[Bucket, np.ndarray]) -> HostBatch:
@@ -92,4 +96,4 @@ def batches(
         return HostBatch(bucket, tokens, arrays)
 
     data = grain.MapDataset.source(_Source(plan, stop))[start:].map(make)
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)))
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED)))

@@ -1,4 +1,4 @@
-"""Which examples make up which batch: a pure function, so that any restart and any number of hosts sees the same."""
+"""Assigns examples to batches by a pure function, so that any restart and any number of hosts sees the same batches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from seq2seq_jax.config import LENGTH_MULTIPLE, BatchConfig, check
 from seq2seq_jax.data.packing import Exchange, pack
 
-# Where an epoch's number stands in the generator's key: the order in which examples are packed is of no epoch.
+# In place of an epoch in the generator's key, for the order in which examples are packed: it is that of all epochs.
 NO_EPOCH = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """One shape of batches: rows in a batch, and tokens that a row's source and target are padded to."""
+    """A shape of batches: the number of rows, and the lengths in tokens that source and target are padded to."""
 
     rows: int
     source_length: int
@@ -24,19 +24,19 @@ class Bucket:
 
 
 class BatchPlan:
-    """Batch t of a run, for any t from 0: it follows from the lengths, the settings, the seed and t alone.
+    """Batch t of a run, for any t from 0: a function of the lengths, the settings, the seed and t alone.
 
-    Each epoch holds every example once, in an order of its own. What is left over in a bucket moves on to the next
-    longer one; the last batch of all is filled up with empty rows, which weigh nothing.
+    Each epoch holds every example once, in a new order. Examples that do not fill a batch of their bucket move to the
+    next longer bucket; the last batch is filled up with empty rows, which have no weight.
 
-    With packing, which lengths share a row is found once, and all epochs have that many rows: so t says which epoch it
-    is in, however large, without packing the epochs before. In each, examples of equal lengths trade places, and rows
-    come in a new order.
+    With packing, the lengths that share a row are chosen once, and all epochs have the same number of rows; so the
+    epoch of batch t is known without packing the epochs before it. In each epoch, examples of equal lengths are
+    exchanged, and the rows come in a new order.
 
     Attributes:
       buckets: shapes, shortest first. batches_per_epoch: the same in each epoch. packed: whether rows hold several
-        examples. longest: tokens of the longest source and of the longest target. tokens: source and target tokens of
-        all examples.
+        examples. longest: tokens of the longest source and of the longest target. tokens: source tokens and target
+        tokens of all examples.
 
     Raises:
       ValueError: for a batch or a row that is too small for the longest example.
@@ -59,7 +59,7 @@ class BatchPlan:
         else:
             rows = np.arange(len(source_lengths))[:, None]
             self._bucket_of = np.searchsorted([source for source, _ in shapes], padded[0])
-        self._rows = np.concatenate([rows, np.full_like(rows[:1], -1)])  # the last one, empty, is what -1 finds
+        self._rows = np.concatenate([rows, np.full_like(rows[:1], -1)])  # an empty row last, so that index -1 is empty
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
         self.batches_per_epoch = len(self._epoch(0))
 
@@ -94,8 +94,8 @@ class BatchPlan:
 
 
 def _padded(lengths: np.ndarray, multiple: int | None) -> np.ndarray:
-    """Multiples of `multiple`; None: of LENGTH_MULTIPLE, but none above the longest, for which a model may have no more
-    positions."""
+    """Lengths rounded up to multiples of `multiple`; None: of LENGTH_MULTIPLE, but none above the longest length, since
+    a model may have no more positions."""
     return np.minimum(_step_up(lengths, None), lengths.max()) if multiple is None else _step_up(lengths, multiple)
 
 
@@ -105,17 +105,17 @@ def _step_up(length, multiple: int | None):
 
 
 def bucket_shapes(source_lengths: np.ndarray, target_lengths: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """The `count` shapes (source, target), both growing, that hold all examples with the least padding.
+    """The `count` shapes (source, target), both increasing, that hold all examples with the least padding.
 
-    An example goes into the shortest bucket that holds its source; a bucket's target length holds its own and all
-    shorter buckets' targets. Found by dynamic programming over the distinct source lengths.
+    An example goes into the shortest bucket that its source fits in; a bucket's target length is that of the longest
+    target in it and in all shorter buckets. Computed by dynamic programming over the distinct source lengths.
     """
     lengths, inverse = np.unique(source_lengths, return_inverse=True)
     targets = np.zeros(len(lengths), int)
     np.maximum.at(targets, inverse, target_lengths)
     width = lengths + np.maximum.accumulate(targets)
     below = np.concatenate([[0], np.cumsum(np.bincount(inverse))])
-    # cost[j]: of the first j lengths in the buckets so far; before[k][j]: where bucket k then begins.
+    # cost[j]: padded tokens of the first j lengths with the buckets so far; before[k][j]: where bucket k then starts.
     cost, before = np.where(np.arange(len(lengths) + 1) == 0, 0.0, np.inf), []
     for _ in range(min(count, len(lengths))):
         new, start = np.full(len(lengths) + 1, np.inf), np.zeros(len(lengths) + 1, int)
@@ -132,8 +132,8 @@ def bucket_shapes(source_lengths: np.ndarray, target_lengths: np.ndarray, count:
 
 
 def _pack_shape(settings: BatchConfig, longest: tuple[int, int]) -> tuple[int, int]:
-    """Source and target tokens of a row of packed examples; positions count in each example, so a row may be longer
-    than a model has positions."""
+    """Source and target tokens of a row of packed examples. Positions restart with each example, so a row may be longer
+    than the model's positions."""
     given = settings.pack_source_length, settings.pack_target_length
     for side, length, most in zip(("source", "target"), given, longest):
         check(

@@ -1,4 +1,4 @@
-"""Pairs of texts, as a `datasets.Dataset`: from files, from the hub, and the ones that the package ships."""
+"""Loads pairs of texts as a `datasets.Dataset`: from files, from the hub, and the shipped sets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from seq2seq_jax.text.files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of,
 SHIPPED = {f"debian-synopsis:{split}": f"synopsis.{split}.jsonl.xz" for split in ("train", "validation")}
 REMEDY = "set data.source_field and data.target_field, or mend the data"
 COLUMNS = ("source", "target")
-# What is written to the cache at once: so many examples, or fewer of so many characters together.
+# Record batches of the cache have at most so many examples, and fewer where these reach so many characters.
 ROWS, CHARACTERS = 1000, 2**24
+# A part of the cache's key: raise it when the texts that a file gives change.
+CACHE_VERSION = 1
 
 
 def load_pairs(
     name: str | Path, *, source_field: str, target_field: str, limit: int | None = None, subset: str | None = None
 ) -> datasets.Dataset:
-    """The first `limit` examples, as a dataset of the text columns "source" and "target", which lies on disk.
+    """The first `limit` examples, as a memory-mapped dataset with the text columns "source" and "target".
 
     Args:
       name: a .jsonl, .csv, .tsv or .parquet file (all but Parquet also as .gz, .bz2, .xz or .zst; see
@@ -37,7 +39,7 @@ def load_pairs(
       subset: which configuration of a hub data set.
 
     Raises:
-      FileNotFoundError, ValueError: naming the file, where it can be told the line, and the remedy.
+      FileNotFoundError, ValueError: naming the file, if possible the line, and the remedy.
     """
     name = str(name)
     if name in SHIPPED:
@@ -45,17 +47,16 @@ def load_pairs(
     else:
         path = Path(name).expanduser()
     fields = (source_field, target_field)
-    found = _read_files([path], fields) if path.is_file() else _read_split(name, subset, fields)
-    if not len(found):
+    pairs = _read_files([path], fields) if path.is_file() else _read_split(name, subset, fields)
+    if not len(pairs):
         raise ValueError(f"{name} holds no examples; give at least one")
-    return found.select(range(min(limit, len(found)))) if limit is not None else found
+    return pairs.select(range(min(limit, len(pairs)))) if limit is not None else pairs
 
 
 def _read_files(paths: Sequence[Path], fields: tuple[str, str]) -> datasets.Dataset:
-    """The pairs of files, which are read once and kept in the cache of `datasets` until one of them changes."""
+    """The pairs of files. They are read once and then come from the cache of `datasets`, until a file changes."""
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    code = [Path(module).read_text(encoding="utf-8") for module in (__file__, text_files.__file__)]
-    key = hashlib.blake2b(repr((states, fields, code)).encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(repr((states, fields, CACHE_VERSION)).encode(), digest_size=16).hexdigest()
     cached = Path(datasets.config.HF_DATASETS_CACHE) / "seq2seq_jax" / key / "pairs.arrow"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -63,14 +64,14 @@ def _read_files(paths: Sequence[Path], fields: tuple[str, str]) -> datasets.Data
         os.close(handle)
         try:
             _write(unfinished, (record for path in paths for record in read_records(path, fields, remedy=REMEDY)))
-            os.replace(unfinished, cached)  # whole or not at all, and whoever else writes it writes the same
+            os.replace(unfinished, cached)  # atomic: another process that writes it writes the same
         finally:
             Path(unfinished).unlink(missing_ok=True)
     return datasets.Dataset.from_file(str(cached))
 
 
 def _write(path: str, records: Iterable[Record]) -> None:
-    """Records of two texts as an Arrow stream, a few at a time."""
+    """Writes records of two texts as an Arrow stream, in small record batches."""
     schema = pa.schema([(column, pa.large_string()) for column in COLUMNS])
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         rows, characters = [], 0
@@ -99,19 +100,18 @@ def _read_split(name: str, subset: str | None, fields: tuple[str, str]) -> datas
         )
     try:
         files = _files_of_split(repository, subset, split)
-        found = datasets.load_dataset(repository, subset, split=split) if files is None else None
+        dataset = datasets.load_dataset(repository, subset, split=split) if files is None else None
     except Exception as error:  # network, hub and builders raise many kinds
         raise FileNotFoundError(
-            f"there is no split {split!r} of a data set {repository!r} to be had"
-            f" ({first_line(error)}); give a directory or hub id"
-            f" with one of its splits, or a shipped set: {nearest(name, SHIPPED)}"
+            f"the split {split!r} of a data set {repository!r} cannot be loaded ({first_line(error)}); give a"
+            f" directory or hub id with one of its splits, or a shipped set: {nearest(name, SHIPPED)}"
         ) from error
-    return _select(found, name, fields) if files is None else _read_files(files, fields)
+    return _select(dataset, name, fields) if files is None else _read_files(files, fields)
 
 
 def _files_of_split(repository: str, subset: str | None, split: str) -> list[Path] | None:
-    """The files of a split that the one reader reads: those of a directory, and CSV and TSV of the hub, whose texts
-    `datasets` would take for numbers where they look like such. None: `datasets` reads it."""
+    """The files of a split, if `read_records` reads them: those of a directory, and CSV and TSV files of the hub, since
+    `datasets` would parse texts that look like numbers as numbers. None: `datasets` reads the split."""
     builder = datasets.load_dataset_builder(repository, subset)
     files = (builder.config.data_files or {}).get(split)
     if not files or any(kind_of(file) not in KINDS for file in files):
@@ -123,19 +123,19 @@ def _files_of_split(repository: str, subset: str | None, split: str) -> list[Pat
     return [Path(file) for file in files]
 
 
-def _select(found: datasets.Dataset, name: str, fields: tuple[str, str]) -> datasets.Dataset:
-    """The columns of two fields, checked."""
+def _select(dataset: datasets.Dataset, name: str, fields: tuple[str, str]) -> datasets.Dataset:
+    """The columns of two fields, which must be texts without nulls."""
     for field in fields:
-        text_files.check_text_type(found.features.arrow_schema, field, name, REMEDY)
-    if not set(fields) <= set(found.column_names):
-        found = found.flatten()  # objects to columns with dotted names
-    found = found.select_columns(list(dict.fromkeys(fields)))
-    table = found.with_format("arrow")[:]
+        text_files.check_text_type(dataset.features.arrow_schema, field, name, REMEDY)
+    if not set(fields) <= set(dataset.column_names):
+        dataset = dataset.flatten()  # objects become columns with dotted names
+    dataset = dataset.select_columns(list(dict.fromkeys(fields)))
+    table = dataset.with_format("arrow")[:]
     for field in fields:
         column = table.column(field)
         if column.null_count:
             number = next(i for i, value in enumerate(column, 1) if not value.is_valid)
             raise text_files.no_text(name, number, field)
     if fields[0] == fields[1]:
-        return datasets.Dataset.from_dict(dict.fromkeys(COLUMNS, found[fields[0]][:]))
-    return found.rename_columns({old: new for old, new in zip(fields, COLUMNS) if old != new})
+        return datasets.Dataset.from_dict(dict.fromkeys(COLUMNS, dataset[fields[0]][:]))
+    return dataset.rename_columns({old: new for old, new in zip(fields, COLUMNS) if old != new})

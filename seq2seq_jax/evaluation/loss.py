@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from seq2seq_jax.config import BatchConfig, LossConfig
 from seq2seq_jax.data.encoding import EncodedPairs
@@ -20,6 +19,7 @@ from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.losses import IGNORED
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, shard_batch
+from seq2seq_jax.parallel.progress import progress_bar
 
 BUCKETS = 2
 
@@ -55,7 +55,7 @@ def corpus_loss(
     planned = batches(encoded, plan, 0, plan.batches_per_epoch, source_pad_id=source_pad_id, local_rows=here)
     loss_config = dataclasses.replace(loss_config, label_smoothing=0.0, z_loss=0.0)
     sums = []
-    for batch in tqdm(planned, "loss", plan.batches_per_epoch, unit="batch", disable=not progress, leave=False):
+    for batch in progress_bar(planned, "loss", plan.batches_per_epoch, unit="batch", disable=not progress, leave=False):
         sums.append(_sums(model, loss_config, params, shard_batch(batch.arrays, mesh, rows=batch.bucket.rows)))
     total, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
     return float(total / count)

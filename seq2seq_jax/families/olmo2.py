@@ -7,7 +7,7 @@ from seq2seq_jax.families import llama
 
 def from_hf(hf, role):
     settings = llama.from_hf(hf, role)
-    settings.update(norm_position="res_post", query_key_norm=True, query_key_norm_whole=True)
+    settings.update(norm_position="res_post", query_key_norm=True, query_key_norm_all_heads=True)
     return settings
 
 

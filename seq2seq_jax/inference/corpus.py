@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
 from seq2seq_jax.decoding.scoring import transition_scores, written
 from seq2seq_jax.parallel.multihost import to_host
+from seq2seq_jax.parallel.progress import ProgressBar, progress_bar
 from seq2seq_jax.pretrained.pair import Pretrained
 from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers, pad
 
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 class Meter:
     """A progress bar of texts, with the target tokens written per second."""
 
-    def __init__(self, bar: tqdm):
+    def __init__(self, bar: ProgressBar):
         self._bar, self._tokens, self._begin = bar, 0, time.perf_counter()
 
     def __call__(self, decoded: Sequence[Decoded]) -> None:
@@ -148,7 +148,7 @@ def decode_ids(
     **settings: Any,
 ) -> list[list[str]]:
     """`decode_texts` of encoded sources, unpadded."""
-    with tqdm(total=len(ids), desc="decode", unit="text", disable=not progress) as bar:
+    with progress_bar(total=len(ids), desc="decode", unit="text", disable=not progress) as bar:
         decoded = decode_rows(
             pretrained,
             ids,

@@ -163,7 +163,7 @@ class Attention(TransformerModule):
 
     def _normed(self, x: jax.Array, norm: Norm) -> jax.Array:
         """x [batch, heads, length, head_dim] normed by head, or over all heads."""
-        if not self.config.query_key_norm_whole:
+        if not self.config.query_key_norm_all_heads:
             return norm(x)
         wide = jnp.swapaxes(x, 1, 2)
         return jnp.swapaxes(norm(wide.reshape(*wide.shape[:2], -1)).reshape(wide.shape), 1, 2)

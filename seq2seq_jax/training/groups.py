@@ -1,4 +1,4 @@
-"""Which rule each parameter is trained by: one per layer, also of the layers inside a stacked array."""
+"""Groups of parameters that are trained alike: each layer belongs to one, also the layers inside a stacked array."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import EncoderDecoderConfig, GroupConfig, OptimizerConfig, nearest
-from seq2seq_jax.training.names import ADAPTERS, depth_factor, kernel_inputs, parameter_names, rows
+from seq2seq_jax.training.parameter_names import ADAPTERS, depth_factor, kernel_inputs, layer_names, parameter_names
 from seq2seq_jax.training.schedules import schedule
 
-NEVER = np.iinfo(np.int32).max
-ALL = GroupConfig(match=".*", name="all")
-# Adapters go with their kernel.
+# The first step of a group that is frozen: no run has so many.
+NEVER_TRAINED = np.iinfo(np.int32).max
+DEFAULT_GROUP = GroupConfig(match=".*", name="all")
+# Kernels that muon is for; an adapter goes with its kernel.
 MUON_KERNEL = re.compile(rf"({ADAPTERS}/)?(enc_to_dec_proj/|\w+/layers/)")
 
 
 @dataclass(frozen=True)
 class Group:
-    """A rule with all that it sets. begin: the first step that trains (NEVER: it is frozen)."""
+    """A group with all that it sets. first_step: the first one that trains it; NEVER_TRAINED: it is frozen."""
 
     label: str
     schedule: optax.Schedule
     weight_decay: float
     algorithm: str
-    begin: int
+    first_step: int
 
 
 @dataclass(frozen=True)
-class ArrayRule:
-    """How one array is trained.
+class ArraySettings:
+    """How one array is trained. An array of stacked layers has a leading layer axis, and a row for each layer.
 
     Attributes:
-      groups: number of the group of each row of the leading layer axis; one number where there is no such axis.
+      groups: number of each row's group; one number where there is no layer axis.
       factors: on the learning rate, likewise.
-      stacked: whether there is that axis.
+      stacked: whether there is a layer axis.
       algorithm: of `config.optimizer.OPTIMIZERS`.
-      inputs: how many axes of a layer's array are inputs, if it is a kernel.
+      inputs: the number of axes of a layer's array that are inputs, if it is a kernel.
     """
 
     groups: tuple[int, ...]
@@ -52,82 +53,84 @@ class ArrayRule:
     algorithm: str
     inputs: int | None
 
-    def each(self, values: Iterable[Any]) -> Any:
-        """An array [rows] of the values of its rows' groups; their one value where there is no layer axis."""
+    def per_row(self, values: Iterable[Any]) -> Any:
+        """Of one value for each group, those of the rows' groups: [rows], or one value where there is no layer axis."""
         values = list(values)
         return jnp.stack([jnp.asarray(values[g]) for g in self.groups]) if self.stacked else values[self.groups[0]]
 
-    def spread(self, x: jax.Array, value: jax.Array) -> jax.Array:
-        """`value` of `each`, so that it broadcasts over the array x."""
+    def broadcast(self, x: jax.Array, value: jax.Array) -> jax.Array:
+        """`value` of `per_row`, reshaped [rows, 1, ...] so that it broadcasts over the array x."""
         return jnp.reshape(value, (-1, *(1,) * (x.ndim - 1))) if self.stacked else value
 
 
-class Groups:
-    """The groups, and the rule of each array by its path in the tree of parameters."""
+class ParameterGroups:
+    """The groups of a run, and the settings of each array by its path in the tree of parameters."""
 
-    def __init__(self, groups: tuple[Group, ...], rules: Mapping[str, ArrayRule]):
-        self.groups, self.rules = groups, rules
-        trained = [i for i, group in enumerate(groups) if group.begin < NEVER]
-        # What is measured apart: groups that are trained, where there are several.
-        self._shown, self._last = (trained if len(trained) > 1 else []), trained[-1]
+    def __init__(self, groups: tuple[Group, ...], arrays: Mapping[str, ArraySettings]):
+        self.groups, self.arrays = groups, arrays
+        trained = [i for i, group in enumerate(groups) if group.first_step < NEVER_TRAINED]
+        # Groups that have metrics of their own: trained ones, where there are several.
+        self._reported, self._last = (trained if len(trained) > 1 else []), trained[-1]
 
     def is_frozen(self, path: str) -> bool:
-        """Whether no part of an array is ever trained."""
-        return all(self.groups[g].begin == NEVER for g in self.rules[path].groups)
+        """Whether no row of an array is ever trained."""
+        return all(self.groups[g].first_step == NEVER_TRAINED for g in self.arrays[path].groups)
 
     @property
     def frozen(self) -> dict[str, Any] | None:
         """A tree of booleans like the parameters, true where `is_frozen`; None where nothing is."""
-        flat = {path: self.is_frozen(path) for path in self.rules}
+        flat = {path: self.is_frozen(path) for path in self.arrays}
         return unflatten_dict(flat, sep="/") if any(flat.values()) else None
 
     @property
     def trained_tree(self) -> dict[str, Any]:
         """A tree of booleans like the parameters, true where not `is_frozen`."""
-        return unflatten_dict({path: not self.is_frozen(path) for path in self.rules}, sep="/")
+        return unflatten_dict({path: not self.is_frozen(path) for path in self.arrays}, sep="/")
 
     def trained(self, path: str, count: jax.Array) -> jax.Array | None:
         """Which rows of an array are trained after `count` steps, bool [rows] or []; None: always all."""
-        rule = self.rules[path]
-        begins = [group.begin for group in self.groups]
-        return rule.each(count >= begin for begin in begins) if any(begins[g] for g in rule.groups) else None
+        settings = self.arrays[path]
+        first_steps = [group.first_step for group in self.groups]
+        if not any(first_steps[g] for g in settings.groups):
+            return None
+        return settings.per_row(count >= first_step for first_step in first_steps)
 
-    def masked(self, grads: Mapping[str, Any], count: jax.Array) -> dict[str, Any]:
+    def mask_gradients(self, grads: Mapping[str, Any], count: jax.Array) -> dict[str, Any]:
         """The gradient, zero where nothing is trained after `count` steps."""
 
         def mask(path: str, x: jax.Array) -> jax.Array:
             trained = self.trained(path, count)
-            return x if trained is None else jnp.where(self.rules[path].spread(x, trained), x, 0.0)
+            return x if trained is None else jnp.where(self.arrays[path].broadcast(x, trained), x, 0.0)
 
         return map_paths(mask, grads)
 
-    def rates(self, count: jax.Array) -> list[jax.Array]:
+    def learning_rates(self, count: jax.Array) -> list[jax.Array]:
         """The learning rate of each group after `count` steps."""
         return [jnp.asarray(group.schedule(count), jnp.float32) for group in self.groups]
 
     def norms(self, name: str, tree: Mapping[str, Any] | None) -> dict[str, jax.Array]:
-        """{name/label: norm} of the parts of a tree like the parameters, if there are several trained groups."""
-        if not self._shown or tree is None:
+        """{name/label: norm} of each reported group's part of a tree like the parameters."""
+        if not self._reported or tree is None:
             return {}
         squares = [jnp.zeros((), jnp.float32)] * len(self.groups)
         for path, x in flatten_dict(tree, sep="/").items():
-            rule = self.rules[path]
-            axes = tuple(range(int(rule.stacked), x.ndim))
-            sums = jnp.atleast_1d(jnp.sum(jnp.square(x.astype(jnp.float32)), axes))
-            for g in set(rule.groups):
-                squares[g] += jnp.sum(sums[np.flatnonzero(np.equal(rule.groups, g))])
-        return {f"{name}/{self.groups[g].label}": jnp.sqrt(squares[g]) for g in self._shown}
+            settings = self.arrays[path]
+            axes = tuple(range(int(settings.stacked), x.ndim))
+            sums = jnp.atleast_1d(jnp.sum(jnp.square(x.astype(jnp.float32)), axes))  # [rows]
+            for g in set(settings.groups):
+                squares[g] += jnp.sum(sums[np.flatnonzero(np.equal(settings.groups, g))])
+        return {f"{name}/{self.groups[g].label}": jnp.sqrt(squares[g]) for g in self._reported}
 
     def metrics(self, grads: Any, updates: Any, count: jax.Array) -> dict[str, jax.Array]:
-        """learning_rate of the last trained group, that of the rest; and, of each if there are several,
-        learning_rate/<label>, grad_norm/<label> and update_norm/<label>.
+        """learning_rate of the last trained group, which is usually that of the rest; and, if several groups are
+        trained, learning_rate/<label>, grad_norm/<label> and update_norm/<label> of each.
 
         updates: None for metrics without their norms.
         """
-        rates = self.rates(count)
-        shown = {f"learning_rate/{self.groups[g].label}": rates[g] for g in self._shown}
+        rates = self.learning_rates(count)
+        labelled = {f"learning_rate/{self.groups[g].label}": rates[g] for g in self._reported}
         norms = {**self.norms("grad_norm", grads), **self.norms("update_norm", updates)}
-        return {"learning_rate": rates[self._last], **shown, **norms}
+        return {"learning_rate": rates[self._last], **labelled, **norms}
 
 
 def map_paths(function: Callable, *trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,11 +141,11 @@ def map_paths(function: Callable, *trees: Mapping[str, Any]) -> dict[str, Any]:
 
 def assign_groups(
     config: OptimizerConfig, pair: EncoderDecoderConfig, params: Mapping[str, Any], num_steps: int
-) -> Groups:
-    """The groups of config.groups, and which rows of which arrays each of them has.
+) -> ParameterGroups:
+    """The groups of config.groups, and which rows of which arrays belong to each.
 
-    config.freeze stands before them; with adapters among the parameters, all else is frozen first. Without any groups
-    there is one of all parameters.
+    A parameter belongs to the first group that matches it. config.freeze comes before config.groups; with adapters
+    among the parameters, all else is frozen too. Without config.groups there is one group of all parameters.
 
     Args:
       params: once-stored; only its paths and its arrays' numbers of axes are read.
@@ -154,73 +157,76 @@ def assign_groups(
     flat = flatten_dict(params, sep="/")
     names = parameter_names(pair, flat)
     # In `freeze`, a path (encoder/embeddings) does as well as a name.
-    fixed = [GroupConfig(pattern.replace("/", r"\."), freeze=True) for pattern in config.freeze]
-    every = [name for entry in names.values() for name in rows(entry)]
-    for rule in fixed:
-        if not any(re.search(rule.match, name) for name in every):
-            raise ValueError(f"optimizer.freeze {rule.match!r} matches no parameter: {nearest(rule.match, every)}")
+    frozen = [GroupConfig(pattern.replace("/", r"\."), freeze=True) for pattern in config.freeze]
+    all_names = [name for entry in names.values() for name in layer_names(entry)]
+    for group in frozen:
+        if not any(re.search(group.match, name) for name in all_names):
+            known = nearest(group.match, all_names)
+            raise ValueError(f"optimizer.freeze {group.match!r} matches no parameter: {known}")
     if ADAPTERS in params:
-        fixed.append(GroupConfig(rf"(?!{ADAPTERS}\.)", freeze=True))
-    rules = (*fixed, *(config.groups or (ALL,)))
-    chosen = {path: tuple(_first(rules, name) for name in rows(entry)) for path, entry in names.items()}
-    taken = {number for numbers in chosen.values() for number in numbers}
-    for number in range(len(fixed), len(rules)):
-        if number not in taken and config.groups:
+        frozen.append(GroupConfig(rf"^(?!{ADAPTERS}\.)", freeze=True))
+    configs = (*frozen, *(config.groups or (DEFAULT_GROUP,)))
+    members = {path: tuple(_first_match(configs, name) for name in layer_names(entry)) for path, entry in names.items()}
+    used = {number for numbers in members.values() for number in numbers}
+    for number in range(len(frozen), len(configs)):
+        if number not in used and config.groups:
+            match = configs[number].match
             raise ValueError(
-                f"optimizer.groups[{number - len(fixed)}] ({rules[number].match!r}) gets no parameter: all that it"
-                " matches, if any, earlier rules take (freeze and lora among them); mend its expression or leave it out"
-                f" ({nearest(rules[number].match, every)})"
+                f"optimizer.groups[{number - len(frozen)}] ({match!r}) gets no parameter: all that it matches, if any,"
+                " belong to earlier groups (freeze and lora among them); mend its expression or leave it out"
+                f" ({nearest(match, all_names)})"
             )
-    groups = tuple(_resolved(rule, config, num_steps) for rule in rules)
-    arrays = {path: _array_rule(config, pair, groups, path, names[path], chosen[path], x) for path, x in flat.items()}
-    if all(groups[g].begin == NEVER for numbers in chosen.values() for g in numbers):
+    groups = tuple(_resolved(each, config, num_steps) for each in configs)
+    arrays = {path: _settings(config, pair, groups, path, names[path], members[path], x) for path, x in flat.items()}
+    if all(groups[g].first_step == NEVER_TRAINED for numbers in members.values() for g in numbers):
         raise ValueError("optimizer.freeze and optimizer.groups leave nothing to train; freeze less")
-    return Groups(groups, arrays)
+    return ParameterGroups(groups, arrays)
 
 
 def check_unfreezing(config: OptimizerConfig, num_steps: int) -> None:
-    """A ValueError for a group that a run of `num_steps` ends before. Apart from `assign_groups`, which also serves
-    those who do not know a run's steps (dry runs of epochs)."""
-    for rule in config.groups:
-        if rule.unfreeze_step >= num_steps:
+    """A ValueError for a group whose training would begin after the run's end. Apart from `assign_groups`, which is
+    also called where a run's number of steps is not known (dry runs of epochs)."""
+    for group in config.groups:
+        if group.unfreeze_step >= num_steps:
             raise ValueError(
-                f"optimizer.groups[{rule.match!r}].unfreeze_step is {rule.unfreeze_step}, and the run has {num_steps}"
+                f"optimizer.groups[{group.match!r}].unfreeze_step is {group.unfreeze_step}, and the run has {num_steps}"
                 " steps, so that these parameters would never be trained; lower it, or give freeze=True instead"
             )
 
 
-def _first(rules: tuple[GroupConfig, ...], name: str) -> int:
-    for number, rule in enumerate(rules):
-        if re.search(rule.match, name):
+def _first_match(configs: tuple[GroupConfig, ...], name: str) -> int:
+    for number, group in enumerate(configs):
+        if re.search(group.match, name):
             return number
     raise ValueError(
         f"the parameter {name} is matched by none of optimizer.groups; add a last one, {{'match': '.*'}}, for the rest"
     )
 
 
-def _resolved(rule: GroupConfig, config: OptimizerConfig, num_steps: int) -> Group:
-    own = lambda name: getattr(config if getattr(rule, name) is None else rule, name)
-    peak = own("learning_rate") * (rule.learning_rate_scale or 1.0)
+def _resolved(group: GroupConfig, config: OptimizerConfig, num_steps: int) -> Group:
+    """A group with the optimizer's settings where it has none of its own."""
+    setting = lambda name: getattr(config if getattr(group, name) is None else group, name)
+    peak = setting("learning_rate") * (group.learning_rate_scale or 1.0)
     return Group(
-        label=rule.label,
-        schedule=schedule(own("schedule"), peak, own("warmup_steps"), num_steps, config.final_fraction),
-        weight_decay=own("weight_decay"),
-        algorithm=rule.optimizer or config.name,
-        begin=NEVER if rule.freeze else rule.unfreeze_step,
+        label=group.label,
+        schedule=schedule(setting("schedule"), peak, setting("warmup_steps"), num_steps, config.final_fraction),
+        weight_decay=setting("weight_decay"),
+        algorithm=group.optimizer or config.name,
+        first_step=NEVER_TRAINED if group.freeze else group.unfreeze_step,
     )
 
 
-def _array_rule(
+def _settings(
     config: OptimizerConfig,
     pair: EncoderDecoderConfig,
     groups: tuple[Group, ...],
     path: str,
     names: str | tuple[str, ...],
-    chosen: tuple[int, ...],
+    members: tuple[int, ...],
     x: Any,
-) -> ArrayRule:
+) -> ArraySettings:
     stacked = not isinstance(names, str)
-    algorithms = sorted({groups[g].algorithm for g in chosen if groups[g].begin < NEVER})
+    algorithms = sorted({groups[g].algorithm for g in members if groups[g].first_step < NEVER_TRAINED})
     if len(algorithms) > 1:
         raise ValueError(
             f"the layers of {path} are stored as one array, and optimizer.groups give them the optimizers"
@@ -230,5 +236,5 @@ def _array_rule(
     if algorithm == "muon" and (inputs is None or not MUON_KERNEL.match(path)):
         algorithm = "adamw"
     decay = 1.0 if config.layer_decay is None else config.layer_decay
-    factors = tuple(depth_factor(pair, name, decay) for name in rows(names))
-    return ArrayRule(chosen, factors, stacked, algorithm, inputs)
+    factors = tuple(depth_factor(pair, name, decay) for name in layer_names(names))
+    return ArraySettings(members, factors, stacked, algorithm, inputs)

@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2022) as plain parameters beside the others, under the top-level key "lora".
 
-The tree stays a tree: `add_adapters` puts them in, and `merged` gives the pair's own parameters with adapters added
-in, which is what the model, evaluation and export read.
+`add_adapters` adds them to the tree. `merge_adapters` returns the pair's own parameters with the adapters added to
+their kernels: these are what the model, evaluation and export read.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seq2seq_jax.config import EncoderDecoderConfig, LoraConfig, nearest
-from seq2seq_jax.training.names import ADAPTERS, HEAD, kernel_inputs, parameter_names, rows, without_layer
+from seq2seq_jax.training.parameter_names import (
+    ADAPTERS,
+    HEAD,
+    kernel_inputs,
+    layer_names,
+    parameter_names,
+    without_layer,
+)
 
 
 def add_adapters(
     params: Mapping[str, Any], config: LoraConfig, pair: EncoderDecoderConfig, *, seed: int
 ) -> dict[str, Any]:
     """`params` with adapters of config.targets: lora/<path of the kernel>/a [layers?, *inputs, rank], uniform within
-    1 / sqrt(inputs) (torch.nn.Linear's, as in peft), and b [layers?, rank, *outputs], zero: the pair begins unchanged.
-    They are split over a mesh as their kernel is.
+    1 / sqrt(inputs) (as peft: torch.nn.Linear's), and b [layers?, rank, *outputs], zero, so that the pair begins
+    unchanged. They are sharded as their kernel is.
 
     Raises:
       ValueError: for a target that no kernel matches, or only that of a head that is tied to the embeddings.
@@ -37,7 +44,7 @@ def add_adapters(
         stacked = not isinstance(entry, str)
         inputs = 1 if path == HEAD else kernel_inputs(path, flat[path].ndim - stacked)
         if inputs is not None:
-            kernels[path] = (without_layer(rows(entry)[0]), stacked, inputs + stacked)
+            kernels[path] = (without_layer(layer_names(entry)[0]), stacked, inputs + stacked)
     _check_targets(config.targets, {name for name, _, _ in kernels.values()})
     adapters = {}
     for path, (name, stacked, middle) in kernels.items():
@@ -61,7 +68,7 @@ def _check_targets(targets: tuple[str, ...], known: set[str]) -> None:
 
 
 def _adapter(path: str, kernel: jax.Array, rank: int, stacked: bool, middle: int, seed: int) -> Any:
-    """a and b of one kernel, whose axes from `middle` on are outputs; the head's are taken the other way round."""
+    """a and b of one kernel, whose axes from `middle` on are outputs; the head's axes are reversed."""
     turn = -1 if path == HEAD else 1
     shape, layers = kernel.shape[::turn], kernel.shape[: int(stacked)]
     shapes = (*shape[:middle], rank), (*layers, rank, *shape[middle:])
@@ -79,9 +86,9 @@ def _adapter(path: str, kernel: jax.Array, rank: int, stacked: bool, middle: int
     return jax.jit(make, out_shardings=tuple(NamedSharding(sharding.mesh, PartitionSpec(*p)) for p in parts))()
 
 
-def merged(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
-    """The pair's parameters without adapters: kernel + alpha / rank * a b where there is one (of the head, turned). The
-    gradient goes to the adapters alone."""
+def merge_adapters(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
+    """The pair's own parameters, a kernel that has an adapter being kernel + alpha / rank * a b (the head's product is
+    transposed). The gradient goes to the adapters alone."""
     flat = flatten_dict({name: tree for name, tree in params.items() if name != ADAPTERS}, sep="/")
     adapters = flatten_dict(params[ADAPTERS], sep="/")
     for path in {name.rpartition("/")[0] for name in adapters}:
@@ -94,7 +101,7 @@ def merged(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
 
 
 def merged_frozen(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of booleans like `merged(params)`: true but where a kernel has an adapter."""
+    """A tree of booleans like `merge_adapters(params)`: true but where a kernel has an adapter."""
     adapted = {name.rpartition("/")[0] for name in flatten_dict(params[ADAPTERS], sep="/")}
     own = flatten_dict({name: tree for name, tree in params.items() if name != ADAPTERS}, sep="/")
     return unflatten_dict({path: path not in adapted for path in own}, sep="/")

@@ -1,32 +1,24 @@
-"""What a run tells: lines on the screen, metrics.jsonl, samples.txt, TensorBoard."""
+"""Writes a run's metrics and samples: metrics.jsonl, samples.txt, TensorBoard, and lines on the screen."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from seq2seq_jax.inference.evaluate import Evaluation, Sample
 from seq2seq_jax.parallel.multihost import is_first
+from seq2seq_jax.parallel.progress import log
 
 METRICS, SAMPLES, TENSORBOARD = "metrics.jsonl", "samples.txt", "tensorboard"
-SHOWN = 3
+NUM_SHOWN = 3
 
 
-def say(text: object) -> None:
-    """A line on standard output, from one process only, beside a progress bar if there is one."""
-    if is_first():
-        tqdm.write(str(text), file=sys.stdout)
-        sys.stdout.flush()
-
-
-class Journal:
-    """The records of a run in its workdir. What an earlier run wrote there beyond `start` steps is removed."""
+class MetricWriter:
+    """Writes metrics and samples into a run's workdir. What was written there beyond step `start` is removed."""
 
     def __init__(self, workdir: Path, start: int):
         self._open = is_first()
@@ -38,8 +30,8 @@ class Journal:
         self._samples = workdir / SAMPLES
         self._board = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
 
-    def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
-        """One line of metrics.jsonl, {"step": ..., "<group>/<name>": ...}, and TensorBoard's scalars."""
+    def write_scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        """Writes a line of metrics.jsonl, {"step": ..., "<group>/<name>": ...}, and TensorBoard's scalars."""
         if not self._open:
             return
         named = {f"{group}/{name}": value for name, value in values.items()}
@@ -48,16 +40,18 @@ class Journal:
         for name, value in named.items():
             self._board.add_scalar(name, value, step)
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Scores, and samples: all in samples.txt, the first few in TensorBoard and on the screen."""
-        self.scalars(step, evaluation.scores, "eval")
+    def write_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Writes scores and samples: all of these to samples.txt, the first few to TensorBoard and the screen."""
+        self.write_scalars(step, evaluation.scores, "eval")
         scores = ", ".join(f"{name} {value:.4g}" for name, value in evaluation.scores.items())
-        say("\n".join([f"step {step}: {scores}", *map(_shown, evaluation.samples[:SHOWN])]))
+        log("\n".join([f"step {step}: {scores}", *map(_sample_text, evaluation.samples[:NUM_SHOWN])]))
         if self._open:
             with self._samples.open("a", encoding="utf-8") as file:
-                file.write(f"=== step {step}\n\n" + "".join(_shown(sample) + "\n" for sample in evaluation.samples))
-            for number, sample in enumerate(evaluation.samples[:SHOWN]):
-                self._board.add_text(f"samples/{number}", _shown(sample).replace("\n", "\n\n"), step)
+                file.write(
+                    f"=== step {step}\n\n" + "".join(_sample_text(sample) + "\n" for sample in evaluation.samples)
+                )
+            for number, sample in enumerate(evaluation.samples[:NUM_SHOWN]):
+                self._board.add_text(f"samples/{number}", _sample_text(sample).replace("\n", "\n\n"), step)
             self._board.flush()
 
     def close(self) -> None:
@@ -66,7 +60,7 @@ class Journal:
             self._board.close()
 
 
-def _shown(sample: Sample) -> str:
+def _sample_text(sample: Sample) -> str:
     flat = [" ".join(text.split()) for text in sample]
     return f"source:    {flat[0]}\nreference: {flat[1]}\noutput:    {flat[2]}\n"
 

@@ -1,4 +1,4 @@
-"""What a run begins with: its examples, its pair, its step and that one's first state."""
+"""Prepares a run: its examples, its pair, its training step and the first state."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import (
@@ -32,10 +34,10 @@ from seq2seq_jax.pretrained.pair import (
 )
 from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers
 from seq2seq_jax.training import lora
-from seq2seq_jax.training.groups import assign_groups
+from seq2seq_jax.training.groups import ParameterGroups, assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
-from seq2seq_jax.training.state import TrainState, averages
+from seq2seq_jax.training.state import TrainState, averaged_params
 from seq2seq_jax.training.step import StepConfig, make_train_step
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
@@ -115,28 +117,29 @@ def _check_lengths(pair: EncoderDecoderConfig, data: DataConfig, generation: Gen
 
 
 def _with_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> Pretrained:
-    """Start, end and pad tokens that neither the config nor the checkpoint named, from the target's tokenizer.
+    """The pair, with start, end and pad tokens from the target's tokenizer where neither the config nor the checkpoint
+    names them.
 
     Raises:
       ValueError: for one that it lacks too.
     """
-    config, found = pretrained.config, {}
+    config, added = pretrained.config, {}
     if config.decoder_start_token_id is None:
-        found["decoder_start_token_id"] = tokenizer.start_id
+        added["decoder_start_token_id"] = tokenizer.start_id
     if not config.eos_token_ids:
-        found["eos_token_ids"] = None if tokenizer.end_id is None else (tokenizer.end_id,)
+        added["eos_token_ids"] = None if tokenizer.end_id is None else (tokenizer.end_id,)
     if config.pad_token_id is None:
-        found["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.end_id
-    for name, value in found.items():
+        added["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.end_id
+    for name, value in added.items():
         if value is None:
             name = name.replace("eos_token_ids", "eos_token_id")
-            raise ValueError(f"{name} is known neither to the decoder nor to its tokenizer; give warm_start.{name}")
+            raise ValueError(f"neither the decoder nor its tokenizer names a {name}; give warm_start.{name}")
         pretrained.report.note(f"{name} {value} comes from the target's tokenizer")
-    return pretrained.replace(model=pretrained.model.clone(config=dataclasses.replace(config, **found)))
+    return pretrained.replace(model=pretrained.model.clone(config=dataclasses.replace(config, **added)))
 
 
 def check_backend(attention_impl: str) -> None:
-    """A ValueError where this process lacks the devices that a kernel of attention is for."""
+    """A ValueError where this process lacks the devices that an attention kernel needs."""
     needed, backend = ATTENTION_IMPLS[attention_impl], jax.default_backend()
     if needed not in (None, backend):
         raise ValueError(
@@ -145,7 +148,7 @@ def check_backend(attention_impl: str) -> None:
 
 
 def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderDecoder, bool]:
-    """The model as the training step applies it (dropout, recomputation, dtype), and whether any dropout acts."""
+    """The model as the training step applies it (dropout, remat, dtype), and whether any dropout rate is above 0."""
     pair = model.config
     rates = {} if config.dropout is None else dict.fromkeys(DROPOUTS, config.dropout)
     if config.attention_dropout is not None:
@@ -158,31 +161,52 @@ def training_model(model: EncoderDecoder, config: TrainConfig) -> tuple[EncoderD
     return model.clone(config=pair, **form), acts
 
 
-class Training(NamedTuple):
-    """What a run trains by.
+@dataclass(frozen=True)
+class Training:
+    """How a run trains a pair.
 
     Attributes:
-      model: as the step applies it. step: (state, batch) -> (state, metrics), pure.
-      begin: the pair's parameters -> the first state, which takes them over: each step consumes it.
-      usable: state -> the parameters to evaluate and to export, with averages and adapters worked in.
-      apart: whether those are others than state.params.
-      frozen: a tree of booleans like state.params; None: all are trained. model_frozen: likewise, of the parameters
-        that the model is applied with.
+      model: as the step applies it. train_step: (state, batch) -> (state, metrics), pure; it consumes the state.
+      groups: of the trained parameters. tx: the optimizer, of these groups.
+      model_frozen: a tree of booleans like the parameters that the model is applied with; None: all are trained.
     """
 
+    config: TrainConfig
     model: EncoderDecoder
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    begin: Callable[[Any], TrainState]
-    usable: Callable[[TrainState], Any]
-    apart: bool
-    frozen: Any
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    groups: ParameterGroups
+    tx: optax.GradientTransformationExtraArgs
     model_frozen: Any
+
+    def init_state(self, params: Any) -> TrainState:
+        """The first state, of the pair's parameters, which it takes over."""
+        averaged = None if self.config.ema_decay is None else self.groups.trained_tree
+        params = _trained_params(self.config, self.model.config, params)
+        return TrainState.create(params, self.tx, averaged=averaged, loss_scale=self.config.dtype == "float16")
+
+    def eval_params(self, state: TrainState) -> Any:
+        """The pair's parameters to evaluate and to export: averages in place, adapters merged in."""
+        params = averaged_params(state)
+        return _merge_adapters(params, self.config.lora) if self.config.lora.rank else params
+
+    @property
+    def has_eval_params(self) -> bool:
+        """Whether `eval_params` differ from state.params."""
+        return self.config.lora.rank > 0 or self.config.ema_decay is not None
+
+
+_merge_adapters = jax.jit(lora.merge_adapters, static_argnums=1)
+
+
+def _trained_params(config: TrainConfig, pair: EncoderDecoderConfig, params: Any) -> Any:
+    """The pair's parameters with adapters, if the config has some."""
+    return lora.add_adapters(params, config.lora, pair, seed=config.seed) if config.lora.rank else params
 
 
 def make_training(
     config: TrainConfig, model: EncoderDecoder, params: Any, num_steps: int, *, axis_name: str | None = None
 ) -> Training:
-    """The step that the config asks for, of a pair.
+    """The training that the config asks for.
 
     Args:
       params: the pair's; only their shapes are read. axis_name: pmap's.
@@ -190,16 +214,12 @@ def make_training(
     Raises:
       ValueError: for groups, frozen parameters or adapters that do not fit the pair; names them.
     """
-    adapted, half, merge, extend = config.lora.rank > 0, config.dtype == "float16", None, lambda params: params
-    if adapted:
-        extend = functools.partial(lora.add_adapters, config=config.lora, pair=model.config, seed=config.seed)
-        merge = functools.partial(lora.merged, config=config.lora)
-    shapes = jax.eval_shape(extend, params)
+    shapes = jax.eval_shape(lambda tree: _trained_params(config, model.config, tree), params)
     groups = assign_groups(config.optimizer, model.config, shapes, num_steps)
-    tx, averaged = optimizer(config.optimizer, groups), None
-    if config.ema_decay is not None:
-        averaged = groups.trained_tree
-    model_frozen = lora.merged_frozen(shapes) if adapted else groups.frozen
+    tx, merge, model_frozen = optimizer(config.optimizer, groups), None, groups.frozen
+    if config.lora.rank:
+        merge = functools.partial(lora.merge_adapters, config=config.lora)
+        model_frozen = lora.merged_frozen(shapes)
     applied, dropout = training_model(model, config)
     step_config = StepConfig(
         seed=config.seed,
@@ -210,24 +230,21 @@ def make_training(
         axis_name=axis_name,
         ema_decay=config.ema_decay,
         skip_above=config.optimizer.skip_above,
-        scale_loss=half,
+        scale_loss=config.dtype == "float16",
         update_norm=config.update_norm,
     )
     schedule = learning_rate(config.optimizer, num_steps)
     step = make_train_step(applied, tx, schedule, step_config, groups=groups, merge=merge, frozen=model_frozen)
-    begin = lambda params: TrainState.create(extend(params), tx, averaged=averaged, loss_scale=half)
-    together = jax.jit(merge) if adapted else lambda tree: tree
-    usable = lambda state: together(averages(state))
-    return Training(applied, step, begin, usable, adapted or averaged is not None, groups.frozen, model_frozen)
+    return Training(config, applied, step, groups, tx, model_frozen)
 
 
 def abstract_state(training: Training, params: Any) -> TrainState:
-    """training.begin(params) without the numbers: what the optimizer keeps of a parameter's shape lies where the
-    parameter lies, as `TrainState.create` places it; the rest is on every device.
+    """training.init_state(params) as shapes, dtypes and shardings alone: what the optimizer keeps in a parameter's
+    shape is sharded as the parameter is (`TrainState.create`); the rest is on every device.
 
     Args:
       params: jax.ShapeDtypeStructs with NamedShardings.
     """
-    state = jax.eval_shape(training.begin, params)
+    state = jax.eval_shape(training.init_state, params)
     struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.tree.map(struct, state, state_shardings(state, params))

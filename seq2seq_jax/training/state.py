@@ -1,4 +1,4 @@
-"""What a step takes and gives: parameters, the optimizer's state, averages and counters, each where it belongs."""
+"""The state of training, which each step takes and returns: parameters, optimizer state, averages and counters."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seq2seq_jax.parallel.mesh import state_shardings
-from seq2seq_jax.training.guard import Guard
+from seq2seq_jax.training.skip_step import SkipState
 
 
 @struct.dataclass
 class TrainState:
-    """step: int32 scalar, steps done, skipped ones too. params: once-stored. opt_state: optax's. guard: see there.
-    ema: the moving averages of trained parameters, a part of the tree; None: there are none."""
+    """The state after some steps.
+
+    Attributes:
+      step: int32 scalar, steps done, skipped ones too. params: once-stored. opt_state: the optimizer's.
+      skip_state: see `SkipState`. ema: moving averages of the trained parameters, a part of the tree; None: there are
+        none.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
-    guard: Guard
+    skip_state: SkipState
     ema: Any = None
 
     @classmethod
     def create(
         cls, params: Any, tx: optax.GradientTransformation, *, averaged: Any = None, loss_scale: bool = False
     ) -> TrainState:
-        """The state before the first step; on a mesh, what belongs to a parameter is split as that is.
+        """The state before the first step; on a mesh, what belongs to a parameter is sharded as the parameter is.
 
         Args:
           averaged: a tree of booleans like `params`, true for those that have a moving average; None: there is none.
-          loss_scale: of float16.
+          loss_scale: whether there is one, for float16.
         """
-        rest = (jnp.zeros((), jnp.int32), Guard.create(loss_scale=loss_scale))
+        rest = (jnp.zeros((), jnp.int32), SkipState.create(loss_scale=loss_scale))
         mesh = _mesh(params)
         if mesh is None:
             opt_state = tx.init(params)
@@ -52,12 +57,12 @@ class TrainState:
         return cls(rest[0], params, opt_state, rest[1], ema)
 
     def shardings(self) -> TrainState:
-        """Where each array of the state lives."""
+        """The sharding of each array of the state."""
         return jax.tree.map(lambda x: x.sharding, self)
 
 
 def _mesh(params: Any) -> Mesh | None:
-    """Where parameters lie, if they are arrays on a mesh."""
+    """The mesh of the parameters, if they are arrays on one."""
     for x in jax.tree.leaves(params):
         if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding):
             return x.sharding.mesh
@@ -65,7 +70,7 @@ def _mesh(params: Any) -> Mesh | None:
 
 
 def update_average(ema: Any, params: Mapping[str, Any], decay: float | None) -> Any:
-    """decay * average + (1 - decay) * parameter, of those that have one."""
+    """decay * average + (1 - decay) * parameter, for the parameters that have an average."""
     if ema is None:
         return None
     new = flatten_dict(params)
@@ -73,8 +78,8 @@ def update_average(ema: Any, params: Mapping[str, Any], decay: float | None) -> 
     return optax.incremental_update(chosen, ema, 1.0 - decay)
 
 
-def averages(state: TrainState) -> Any:
-    """The parameters, averages in place of those that have one."""
+def averaged_params(state: TrainState) -> Any:
+    """The parameters, those that have an average replaced by it."""
     if state.ema is None:
         return state.params
     return unflatten_dict({**flatten_dict(state.params), **flatten_dict(state.ema)})

@@ -14,8 +14,8 @@ from seq2seq_jax.config import LossConfig
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.losses import IGNORED, label_weights
 from seq2seq_jax.parallel.axes import constrain
-from seq2seq_jax.training.groups import Groups
-from seq2seq_jax.training.guard import judge
+from seq2seq_jax.training.groups import ParameterGroups
+from seq2seq_jax.training.skip_step import skip_step
 from seq2seq_jax.training.state import TrainState, update_average
 
 Batch = Mapping[str, jax.Array]
@@ -32,7 +32,7 @@ class StepConfig:
         by their weights.
       axis_name: the pmap axis over which the batch is split; sums go over it, so that uneven parts weigh rightly.
       ema_decay: of state.ema, if the state has it.
-      skip_above: see `judge`. scale_loss: the loss is scaled by state.guard.loss_scale (float16).
+      skip_above: see `skip_step`. scale_loss: the loss is scaled by state.skip_state.loss_scale (float16).
       update_norm: whether that is among the metrics; for it alone XLA writes all updates to memory on a CPU.
     """
 
@@ -115,21 +115,21 @@ def make_train_step(
     schedule: optax.Schedule,
     config: StepConfig = StepConfig(),
     *,
-    groups: Groups | None = None,
+    groups: ParameterGroups | None = None,
     merge: Callable[[Any], Any] | None = None,
     frozen: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step function; its random numbers follow from the seed and the step alone, so a restart repeats them.
 
-    A step that `judge` does not find good is counted and changes nothing else: parameters, moments and averages stay,
-    and schedules do not go on.
+    A step that `skip_step` skips is counted and changes nothing else: parameters, moments and averages stay, and
+    schedules do not advance.
 
     Args:
-      tx: of `optimizer`. Its update is told whether the step is `good`, and stands still where it is not; another's
-        (optax.with_extra_args_support) would go on.
-      schedule: of the metric learning_rate where there are no groups; tx has its own.
-      groups: those of tx; their metrics are given too, and what is not trained takes no part in the gradient's norm.
-      merge: the model's parameters from the trained ones (`lora.merged`); None: they are the same.
+      tx: of `optimizer`. Its update takes whether the step is `good`, and leaves its state as it is where it is not;
+        another optimizer's (optax.with_extra_args_support) would advance.
+      schedule: for the metric learning_rate where there are no groups; tx has its own.
+      groups: those of tx; their metrics are added, and what is not trained is left out of the gradient's norm.
+      merge: makes the model's parameters of the trained ones (`lora.merge_adapters`); None: they are the same.
       frozen: see `loss_and_grads`; a tree like the merged parameters.
 
     Returns:
@@ -143,13 +143,16 @@ def make_train_step(
             rng = jax.random.fold_in(jax.random.key(config.seed, impl=config.dropout_bits), state.step)
             rng = rng if config.axis_name is None else jax.random.fold_in(rng, jax.lax.axis_index(config.axis_name))
         params, pull = (state.params, None) if merge is None else jax.vjp(merge, state.params)
-        scale = {"loss_scale": state.guard.loss_scale} if config.scale_loss else {}
+        scale = {"loss_scale": state.skip_state.loss_scale} if config.scale_loss else {}
         loss, grads, tokens = loss_and_grads(model, params, batch, rng, config, frozen=frozen, **scale)
         grads = grads if pull is None else pull(grads)[0]
-        count = state.step - state.guard.skipped
-        grads = grads if groups is None else groups.masked(grads, count)
+        count = state.step - state.skip_state.skipped
+        grads = grads if groups is None else groups.mask_gradients(grads, count)
         norm = optax.tree.norm(grads)
-        good, guard = judge(state.guard, loss, norm, skip_above=config.skip_above, loss_scale=config.scale_loss)
+        skip, skip_state = skip_step(
+            state.skip_state, loss, norm, skip_above=config.skip_above, loss_scale=config.scale_loss
+        )
+        good = ~skip
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params, good=good)
         params = optax.apply_updates(state.params, updates)
@@ -161,11 +164,11 @@ def make_train_step(
             "grad_norm": norm,
             **({"update_norm": optax.tree.norm(updates)} if config.update_norm else {}),
             "learning_rate": schedule(count),
-            "skipped": guard.skipped,
-            "skipped_in_a_row": guard.in_a_row,
+            "skipped": skip_state.skipped,
+            "skipped_in_a_row": skip_state.in_a_row,
             **scale,
             **({} if groups is None else groups.metrics(grads, updates if config.update_norm else None, count)),
         }
-        return TrainState(state.step + 1, params, opt_state, guard, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, skip_state, ema), metrics
 
     return train_step

@@ -15,29 +15,29 @@ from seq2seq_jax.weights.loading import VOCAB_LEAVES
 
 
 class Store:
-    """The checkpoints of a run, `directory`/<step>/ with params (as `restore_params` reads them), optimizer, position.
+    """The checkpoints of a run: `directory`/<step>/ with params (as `restore_params` reads them), optimizer, position.
 
-    Kept are the last `keep` and the best; `save` returns before all is written, `close` waits.
+    The last `keep` and the best are kept. `save` returns before all is written; `close` waits for it.
     """
 
     def __init__(
         self, directory: str | Path, *, keep: int, rank: Callable[[Mapping[str, float]], float], read_only: bool = False
     ):
-        """Opens or makes a directory.
+        """Opens the directory, which is made where it is missing.
 
         Args:
-          rank: of a checkpoint's scores; higher is better.
+          rank: from a checkpoint's scores a number, the higher the better.
         """
         self.directory = Path(directory).absolute()
         self._rank = rank
-        kept = managers.AnyPreservationPolicy(
+        policy = managers.AnyPreservationPolicy(
             [
                 managers.LatestN(keep),
                 managers.BestN(n=1, get_metric_fn=rank, keep_checkpoints_without_metrics=False),
             ]
         )
-        # best_fn makes it write the scores.
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, best_fn=rank, read_only=read_only)
+        # With best_fn the manager writes the scores.
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=rank, read_only=read_only)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
@@ -53,19 +53,19 @@ class Store:
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def scored(self, step: int) -> bool:
-        """Whether a step was saved with scores, or got them later."""
+        """Whether a step has scores."""
         self._manager.wait_until_finished()
         return bool(self._manager.metrics(step))
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Gives scores to a step that was saved without, where CheckpointManager keeps them."""
+        """Adds scores to a step that was saved without, in the file that CheckpointManager reads."""
         name = "metrics"
         writer = ocp.Checkpointer(ocp.JsonCheckpointHandler(filename=name))
         writer.save(self.directory / str(step) / name, args=ocp.args.JsonSave(dict(scores)))
         self._manager.reload()
 
     def latest(self) -> int | None:
-        """The last step that is kept."""
+        """The last step that has a checkpoint."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
@@ -76,17 +76,18 @@ class Store:
         return max(ranks, key=lambda step: (ranks[step], step)) if ranks else None
 
     def position(self, step: int) -> dict[str, Any]:
-        """The position that was saved with a step."""
+        """The position (JSON) that was saved with a step."""
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["position"]
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
-        """Parameters and optimizer state of a step, in the shapes, dtypes and places of those given (None: not read).
+        """Parameters and optimizer state of a step, with the shapes, dtypes and shardings of those given (None: not
+        read).
 
-        Vocabularies may be padded otherwise than when they were written.
+        The padding of vocabularies may differ from that of the checkpoint.
 
         Raises:
-          ValueError: if what is stored has another structure or, the vocabulary aside, other shapes.
+          ValueError: if the checkpoint has another structure or, vocabularies aside, other shapes.
         """
         items = {}
         for name, like in ((PARAMS, params), ("optimizer", optimizer)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -170,21 +171,31 @@ class Leaf(NamedTuple):
 def leaves(model: EncoderDecoder) -> dict[str, Leaf]:
     """Stored path -> `Leaf`, for the once-stored tree."""
     out = {}
-    slots = {}
-    for role, config in (("encoder", model.config.encoder), ("decoder", model.config.decoder)):
-        for i in range(config.stored_layers):
-            slot, row = layer_location(config, i)
-            slots.setdefault(f"{role}/layers/{slot}", []).append((i, row is not None))
     for path, box in flatten_dict(model.parameter_shapes(), sep="/").items():
-        shape, axes = nn.unbox(box).shape, tuple(box.names)
-        rows, stacked = (path,), False
-        for slot, members in slots.items():
-            if path.startswith(slot + "/"):
-                side, rest = slot.split("/")[0], path.removeprefix(slot)
-                rows = tuple(f"{side}/layers/layers_{i}{rest}" for i, _ in members)
-                stacked = members[0][1]
-        out[path] = Leaf(shape, axes, rows, stacked)
+        out[path] = Leaf(nn.unbox(box).shape, tuple(box.names), *layer_paths(model.config, path))
     return out
+
+
+def layer_paths(config: EncoderDecoderConfig, path: str) -> tuple[tuple[str, ...], bool]:
+    """Path of a stored array -> paths of its layers' parameters ("encoder/layers/layers_3/..."), and whether they are
+    stacked along a leading axis; an array outside the layers, or of one layer, has its own path alone."""
+    role, _, rest = path.partition("/layers/")
+    if not rest:
+        return (path,), False
+    places = _layer_places(getattr(config, role))
+    slot = next(slot for slot in places if rest.startswith(f"{slot}/"))
+    layers, stacked = places[slot]
+    return tuple(f"{role}/layers/layers_{i}{rest.removeprefix(slot)}" for i in layers), stacked
+
+
+@functools.lru_cache(maxsize=64)
+def _layer_places(config: TransformerConfig) -> dict[str, tuple[list[int], bool]]:
+    """Subtree of the stack -> the layers that it holds, and whether they are stacked."""
+    places: dict[str, tuple[list[int], bool]] = {}
+    for i in range(config.stored_layers):
+        slot, row = layer_location(config, i)
+        places.setdefault(slot, ([], row is not None))[0].append(i)
+    return places
 
 
 def tied_rows(model: EncoderDecoder, stored: Mapping[str, Leaf]) -> dict[str, str]:

@@ -59,11 +59,11 @@ def begin(name, mesh, settings):
     config = from_mapping(TrainConfig, {**values, "ema_decay": 0.5, **settings})
     pair = s2s.from_pretrained(WORK / name, mesh=mesh)
     made = make_training(config, pair.model, pair.params, 10)
-    return made, made.begin(pair.params)
+    return made, made.init_state(pair.params)
 
 
 def steps(made, state, data, count):
-    step, losses = jax.jit(made.step, donate_argnums=0), []
+    step, losses = jax.jit(made.train_step, donate_argnums=0), []
     for _ in range(count):
         state, metrics = jax.block_until_ready(step(state, data))
         losses.append(float(metrics["loss"]))
@@ -82,9 +82,9 @@ def movements(made, start, expected):
 
 def check(name, settings, pair="odd"):
     made, state = begin(pair, None, settings)
-    start = {path: np.array(x) for path, x in flatten_dict(made.usable(state), sep="/").items()}
+    start = {path: np.array(x) for path, x in flatten_dict(made.eval_params(state), sep="/").items()}
     state, losses = steps(made, state, batch, 3)
-    expected = flatten_dict(made.usable(state), sep="/")
+    expected = flatten_dict(made.eval_params(state), sep="/")
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         made, first = begin(pair, mesh, settings)
@@ -102,15 +102,16 @@ def check(name, settings, pair="odd"):
             assert x.sharding.is_equivalent_to(places[path], x.ndim), path
         state, begun = steps(made, first, shard_batch(batch, mesh), 2)
         store = checkpoints.open_store(WORK / name, "loss")
-        checkpoints.save(store, 2, state, made.usable(state), "data", None, whole=made.apart)
+        eval_params = made.eval_params(state) if made.has_eval_params else None
+        checkpoints.save(store, 2, state, eval_params, "data", None)
         store.close()
     other = make_mesh(data=1, fsdp=4, tensor=2)
     with jax.set_mesh(other):
         (made, first), store = begin(pair, other, settings), checkpoints.open_store(WORK / name, "loss")
-        state = checkpoints.restore(store, 2, first, "data", whole=made.apart)
+        state = checkpoints.restore(store, 2, first, "data", has_eval_params=made.has_eval_params)
         store.close()
         state, rest = steps(made, state, shard_batch(batch, other), 1)
-        usable = flatten_dict(made.usable(state), sep="/")
+        usable = flatten_dict(made.eval_params(state), sep="/")
     np.testing.assert_allclose([*begun, *rest], losses, rtol=2e-5)
     moved = movements(made, start, expected)
     for path, value in expected.items():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from seq2seq_jax.pretrained.pair import from_pretrained
-from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.training import toy
 from tests.training.compilations import compiled
 
@@ -25,7 +25,7 @@ def run(name, mesh, *, then=None):
         with compiled("train_step", "_fun") as programs:  # pmap's has no better name
             try:
                 train(toy.config(WORK, mesh=part, **RUN), workdir, stop_at=stop_at)
-            except Stopped as stopped:
+            except TrainingInterrupted as stopped:
                 assert stopped.step == stop_at
         counts.append(len(programs))
     scores = json.loads((workdir / "scores.json").read_text())

@@ -14,6 +14,8 @@ from seq2seq_jax.config import DataConfig, GenerationConfig, LossConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.loss import corpus_loss
+from seq2seq_jax.inference import evaluate as inference
+from seq2seq_jax.inference import line_decoder
 from seq2seq_jax.inference.evaluate import evaluate
 from seq2seq_jax.inference.line_decoder import LineDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
@@ -93,7 +95,7 @@ def recorded(function):
 
 
 def generate():
-    script.LineDecoder = recorded(LineDecoder)
+    line_decoder.LineDecoder = recorded(LineDecoder)
     (WORK / "in.txt").write_text("".join(text + "\n" for text in texts))
     decode = LineDecoder(alone.pretrained.for_decoding(), alone.tokenizers, window=16, batch_size=8, scores=True)
     lines = "".join(decode(i, texts[16 * i :][:16]) for i in range(3)).splitlines()
@@ -114,7 +116,7 @@ def generate():
 
 
 def evaluation():
-    script.evaluate = recorded(evaluate)
+    inference.evaluate = recorded(evaluate)
     settings = DataConfig(train="", max_source_length=16, max_target_length=16)
     pairs = load_pairs(str(WORK / "train.jsonl"), source_field="document", target_field="summary")
     examples = encode_pairs(pairs, *alone.tokenizers, settings, "train")

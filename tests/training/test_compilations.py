@@ -2,7 +2,7 @@
 
 import pytest
 
-from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.training import toy
 from tests.training.compilations import compiled
 
@@ -13,7 +13,7 @@ def test_a_run_makes_one_program_a_bucket(tmp_path):
     work = toy.make(tmp_path)
     config = toy.config(work, batch={"size": 8, "buckets": 2}, evaluation={"every": 2}, checkpoints={"every": 1})
     with compiled("train_step") as programs:
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             train(config, work / "run", stop_at=5)
         assert len(programs) == 2
         train(config, work / "run")

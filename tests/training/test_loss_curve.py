@@ -1,11 +1,9 @@
 """A hundred steps of the quickstart's pair beside torch: the same weights, batches and optimizer, no dropout."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from configs import quickstart
 from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.pretrained.saving import save_pretrained
@@ -15,12 +13,11 @@ from tests.training import toy
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-ROOT = Path(__file__).parent.parent.parent
 STEPS, PEAK, WARMUP, FINAL = 100, 5e-4, 30, 0.05
 
 
 def small_quickstart():
-    config = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]()
+    config = quickstart.get_config()
     config.update({"num_steps": STEPS, "log_every": 1})
     config.data.update({"train_limit": 400, "validation_limit": 10, "max_source_length": 32})
     config.batch.update({"size": 8, "buckets": 2})
@@ -65,7 +62,7 @@ def test_hundred_steps_follow_torch(tmp_path, monkeypatch):
     run = keep_the_start.run
     model = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "start").eval()
     optimizer = torch.optim.AdamW(model.parameters(), PEAK, (0.9, 0.98), 1e-8, weight_decay=0.01)
-    examples = batches(run.train, run.plan, 0, STEPS, source_pad_id=run.tokenizers.source.fill_id)
+    examples = batches(run.train_examples, run.plan, 0, STEPS, source_pad_id=run.tokenizers.source.fill_id)
     theirs = list(torch_curve(model, examples, optimizer))
     differences = np.abs(np.array(list(ours.values())) / np.array(theirs) - 1)
     print(f"losses {theirs[0]:.3f} to {theirs[-1]:.3f}; largest relative difference {differences.max():.1e}")

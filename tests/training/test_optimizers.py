@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +10,15 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from configs import bertsum, rothe
 from seq2seq_jax.config import GroupConfig, LayerSettings, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.param_layouts import scan_plan, unstack_layers
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.training.configs import train_config
 from seq2seq_jax.training.groups import assign_groups, check_unfreezing
-from seq2seq_jax.training.names import depth_factor, parameter_names
 from seq2seq_jax.training.optimizers import optimizer
+from seq2seq_jax.training.parameter_names import depth_factor, parameter_names
 from seq2seq_jax.training.schedules import learning_rate
 from tests.weights.checkpoints import BERT, TOKENS
 
@@ -64,7 +63,7 @@ def trained(config, pair_config, params, grads):
     def run(params):
         state = tx.init(params)
         for count, grad in enumerate(grads):
-            updates, state = tx.update(groups.masked(grad, jnp.asarray(count)), state, params)
+            updates, state = tx.update(groups.mask_gradients(grad, jnp.asarray(count)), state, params)
             params = optax.apply_updates(params, updates)
         return params, state
 
@@ -373,10 +372,9 @@ def test_noam():
 
 
 def test_configs_of_papers():
-    directory = Path(__file__).parent.parent.parent / "configs"
     made = {}
-    for name in ("bertsum", "rothe"):
-        config = runpy.run_path(str(directory / f"{name}.py"))["get_config"]()
+    for name, recipe in (("bertsum", bertsum), ("rothe", rothe)):
+        config = recipe.get_config()
         config.update({"encoder": "a", "decoder": "b"})
         config.data.train = "c"
         made[name] = from_mapping(TrainConfig, config.to_dict())

@@ -9,7 +9,7 @@ from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.families.registry import from_hf
 from seq2seq_jax.training import loop
-from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.training import toy
 
 # Rows are longer than the 16 positions of the toy BERT.
@@ -24,7 +24,7 @@ def work(tmp_path_factory):
 def run(work, name, stop_at=None, **batch):
     config = toy.config(work, batch=batch, num_steps=3, dropout=0.0, evaluation={"decode_limit": 1})
     if stop_at is not None:
-        with pytest.raises(Stopped):
+        with pytest.raises(TrainingInterrupted):
             train(config, work / name, stop_at=stop_at)
     train(config, work / name)
     return work / name

@@ -16,8 +16,8 @@ import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.pretrained.pair import from_pretrained
-from seq2seq_jax.training.checkpoints import claim, load_trained, open_store
-from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.training.checkpoints import load_trained, open_store, write_config
+from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.ports import free_port
 from tests.training import toy
 from tests.weights.checkpoints import equal
@@ -82,7 +82,7 @@ def test_export_and_checkpoint_are_the_same_pair(whole):
 
 def test_stopped_and_continued_is_the_same_run(work, whole, capsys):
     stopped, profiled = work / "stopped", toy.config(work, profile_at=2, profile_steps=1)
-    with pytest.raises(Stopped, match="stopped at step 3"):
+    with pytest.raises(TrainingInterrupted, match="stopped at step 3"):
         train(profiled, stopped, stop_at=3)
     assert not (stopped / "pretrained").exists()
     assert "a profile of steps 2 to 2 is in" in capsys.readouterr().out
@@ -110,17 +110,17 @@ def test_what_the_number_of_steps_forbids(work, tmp_path):
 def test_another_chip_may_go_on(work, tmp_path):
     """What one kind of device needs otherwise than another makes no other config; the lengths of batches do."""
     store = SimpleNamespace(latest=lambda: 6)
-    claim(tmp_path, toy.config(work, batch={"length_multiple": 8}), store)
+    write_config(tmp_path, toy.config(work, batch={"length_multiple": 8}), store)
     changes = {"remat": "full", "attention_impl": "cudnn", "loss_chunk": 8, "scan_unroll": 2}
-    claim(tmp_path, toy.config(work, **changes, batch={"accumulation": 2}), store)
+    write_config(tmp_path, toy.config(work, **changes, batch={"accumulation": 2}), store)
     with pytest.raises(ValueError, match=r"config: batch\.length_multiple was 8 and is 128; set that back"):
-        claim(tmp_path, toy.config(work, attention_impl="splash"), store)
+        write_config(tmp_path, toy.config(work, attention_impl="splash"), store)
 
 
 def test_the_state_is_donated(work):
     store = open_store(work / "donated", "loss")
     run = loop.Run(toy.config(work), work / "donated", store, loop.make_mesh(data=1))
-    arrays = next(loop.batches(run.train, run.plan, 0, 1, source_pad_id=0)).arrays
+    arrays = next(loop.batches(run.train_examples, run.plan, 0, 1, source_pad_id=0)).arrays
     placed = {name: jax.numpy.asarray(rows) for name, rows in arrays.items()}
     text = run.step.lower(run._state, placed).as_text()
     given = text.count("jax.buffer_donor = true") + text.count("tf.aliasing_output")
@@ -135,11 +135,11 @@ def test_a_run_by_pmap_finds_its_state_again(work, monkeypatch):
     def save_and_stop(run, start, stop_at):
         states.append(run.state)
         run._save(start + 3, None)
-        raise Stopped(start + 3, "asked to")
+        raise TrainingInterrupted(start + 3)
 
     monkeypatch.setattr(loop.Run, "_train", save_and_stop)
     for step in (3, 6):
-        with pytest.raises(Stopped, match=f"stopped at step {step}"):
+        with pytest.raises(TrainingInterrupted, match=f"stopped at step {step}"):
             train(toy.config(work, mesh={"mode": "pmap"}), work / "pmap")
     assert [int(state.step) for state in states] == [0, 3]
     equal(states[0].params, states[1].params)
@@ -169,7 +169,7 @@ def interrupt(monkeypatch, number, *signals):
 def test_interrupt_writes_a_checkpoint(work, monkeypatch):
     interrupt(monkeypatch, 2, signal.SIGTERM)
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"stopped at step 2 \(SIGTERM\)"):
+    with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 \(SIGTERM\)"):
         train(toy.config(work), work / "interrupted")
     assert signal.getsignal(signal.SIGTERM) == handler
     assert open_store(work / "interrupted", "loss").latest() == 2
@@ -189,7 +189,7 @@ def test_evaluation_that_a_signal_put_off(work, whole, monkeypatch):
     for step in (3, 6):
         with monkeypatch.context() as patch:
             interrupt(patch, 3, signal.SIGTERM)
-            with pytest.raises(Stopped, match=f"stopped at step {step}"):
+            with pytest.raises(TrainingInterrupted, match=f"stopped at step {step}"):
                 train(config, run)
     assert open_store(run, "loss").best() == 3, "scored when the run went on"
     train(config, run)
@@ -207,7 +207,7 @@ def test_another_config_or_other_data(work, whole, tmp_path):
     data = tmp_path / "data.jsonl"
     toy.pairs(data, 40)
     changed = toy.config(work, data={**toy.settings(work)["data"], "train": str(data)})
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         train(changed, tmp_path / "run", stop_at=1)
     toy.pairs(data, 41)
     with pytest.raises(ValueError, match="was trained on other data: its examples had the fingerprint"):

@@ -26,7 +26,7 @@ def training(pair, **values):
 def traced(pair, batch, **values):
     """The step's jaxpr."""
     made = training(pair, **values)
-    return jax.make_jaxpr(made.step)(jax.eval_shape(made.begin, pair.params), batch).jaxpr
+    return jax.make_jaxpr(made.train_step)(jax.eval_shape(made.init_state, pair.params), batch).jaxpr
 
 
 def equations(jaxpr):
@@ -53,7 +53,7 @@ def test_the_loss(pair, batch):
     assert abs(expected - float(plain.loss)) > 0.1
     tiles = {"loss_chunk": 8, "loss_vocab_chunk": 16}
     made = training(pair, **options, **tiles)
-    _, metrics = jax.jit(made.step)(made.begin(pair.params), batch)
+    _, metrics = jax.jit(made.train_step)(made.init_state(pair.params), batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
     def over_the_vocabulary(**values):
@@ -66,11 +66,12 @@ def test_the_loss(pair, batch):
 def test_spikes_are_skipped(pair, batch):
     optimizer = {"skip_above": 2.0, "max_skipped": 1}
     made = training(pair, optimizer=optimizer)
-    state = made.begin(pair.params)
-    known = state.guard.replace(norms=jnp.int32(50), mean_norm=jnp.float32(1e-3))
-    step = jax.jit(made.step)
+    state = made.init_state(pair.params)
+    known = state.skip_state.replace(norms=jnp.int32(50), mean_norm=jnp.float32(1e-3))
+    step = jax.jit(made.train_step)
     assert (
-        int(step(state, batch)[1]["skipped"]) == 0 and int(step(state.replace(guard=known), batch)[1]["skipped"]) == 1
+        int(step(state, batch)[1]["skipped"]) == 0
+        and int(step(state.replace(skip_state=known), batch)[1]["skipped"]) == 1
     )
 
 
@@ -99,7 +100,7 @@ def test_bfloat16_over_float32(pair, batch):
     products = [e for e in equations(traced(pair, batch, dtype="bfloat16")) if e.primitive.name == "dot_general"]
     met = [tuple(x.aval.dtype.name for x in e.invars) for e in products]
     assert set(met) == {("bfloat16", "bfloat16")} and len(met) > 30, "of the backward pass too"
-    state, metrics = jax.jit(made.step)(made.begin(pair.params), batch)
+    state, metrics = jax.jit(made.train_step)(made.init_state(pair.params), batch)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
     exact = float(pair.model.apply({"params": pair.params}, **batch).loss)
     assert float(metrics["loss"]) == pytest.approx(exact, rel=1e-2) and float(metrics["loss"]) != exact

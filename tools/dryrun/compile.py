@@ -225,7 +225,7 @@ def dry_train(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> TrainRe
     held |= {} if state.ema is None else {"averages": bytes_held(state.ema)}
     flops = step_flops(training.model, training.model_frozen, bucket.rows, bucket.source_length, bucket.target_length)
     report = TrainReport(bucket, jnp.dtype(training.model.dtype).name, held, flops, None, None)
-    step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
+    step = jax.jit(training.train_step, donate_argnums=0, out_shardings=(state.shardings(), None))
     try:
         compiled = _compiled(step, mesh, state, batch)
     except DoesNotFit as error:

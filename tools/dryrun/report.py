@@ -72,7 +72,7 @@ def report(
     model = abstract_model(config, *sides, mesh, jnp.dtype(search_dtype))
     params = abstract_params(model, mesh, jnp.float32)
     training = make_training(config, model, params, config.num_steps or STEPS)
-    counts = count_parameters(abstract_state(training, params).params, training.frozen)
+    counts = count_parameters(abstract_state(training, params).params, training.groups.frozen)
     setting = Setting(chip, dict(mesh.shape), *counts, target)
     train = dry_train(config, model, mesh) if "train" in parts else None
     decode = dry_decode(config, model, mesh) if "decode" in parts else None

@@ -81,7 +81,7 @@ def same_places(abstract, real):
 with jax.set_mesh(mesh):
     params = abstract_params(model, mesh, jnp.float32)
     training = make_training(config, model, params, 1)
-    same_places(abstract_state(training, params), training.begin(pair.params))
+    same_places(abstract_state(training, params), training.init_state(pair.params))
     held("the state lies where a run's does")
 same_places(dryrun.decoding_params(model, mesh), pair.model.decoding_params(pair.params))
 held("decoding parameters lie where a search's do")

@@ -153,8 +153,8 @@ def test_flops_of_the_traced_step(decoder, values):
     training = make_training(config, model, params, 1)
     batch = {"input_ids": (8, 16), "attention_mask": (8, 16), "labels": (8, 8)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in batch.items()}
-    counted = product_flops(jax.make_jaxpr(training.step)(abstract_state(training, params), batch).jaxpr)
-    flops = step_flops(training.model, training.frozen, 8, 16, 8)
+    counted = product_flops(jax.make_jaxpr(training.train_step)(abstract_state(training, params), batch).jaxpr)
+    flops = step_flops(training.model, training.groups.frozen, 8, 16, 8)
     assert counted == pytest.approx(flops.done, rel=0.02)
     assert (flops.done > flops.useful) == ("remat" in values)
 

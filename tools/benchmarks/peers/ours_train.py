@@ -24,8 +24,8 @@ def load(setting):
     values |= {"num_steps": 1000, "dtype": setting["dtype"], "update_norm": False, **setting.get("config", {})}
     values["optimizer"] = {"learning_rate": setting["learning_rate"], "schedule": "constant"}
     training = make_training(from_mapping(TrainConfig, values), pair.model, pair.params, 1000)
-    state = training.begin(pair.params)
-    step = jax.jit(training.step, donate_argnums=0, out_shardings=(state.shardings(), None))
+    state = training.init_state(pair.params)
+    step = jax.jit(training.train_step, donate_argnums=0, out_shardings=(state.shardings(), None))
     return {"step": step, "state": state, "mesh": mesh}, setting
 
 

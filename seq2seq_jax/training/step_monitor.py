@@ -1,4 +1,4 @@
-"""How a run goes: its metrics, how fast it is, where its time is lost, a profile of some steps."""
+"""Watches a run's steps: their metrics, tokens per second, time that is lost, a profile of some of them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.parallel.chips import peak_flops
-from seq2seq_jax.training.metric_writer import Journal, say
+from seq2seq_jax.parallel.progress import ProgressBar, log
+from seq2seq_jax.training.metric_writer import MetricWriter
 from seq2seq_jax.training.store import Store
 
-# What a run does beside its steps. Waiting for data may cost nothing: the device works on the step before.
-LOSSES = ("compile", "data", "evaluation", "checkpoint")
+# What a run's time goes to beside the steps. Waiting for data may cost nothing: the device works on the step before.
+OVERHEADS = ("compile", "data", "evaluation", "checkpoint")
 
 
-class Meter:
-    """Watches the steps: reads their metrics when they are there, at the latest one step later, so that the device
-    never waits for the host.
+class StepMonitor:
+    """Reads the metrics of each step when it has ended, at the latest one step later, so that the device never waits
+    for the host; writes those of every `log_every`-th step.
 
-    Each line of metrics has, beside the step's own: tokens_per_second (source and target, padding aside, compiling and
-    pauses left out), mfu (FLOPs of the model's products a second, as a share of what the devices' 16-bit units can do;
-    where that is known), and `lost`.
+    A line of metrics has, beside the step's own: tokens_per_second (source and target, without padding; compilation and
+    pauses are not counted), mfu (model FLOPs utilisation: FLOPs of the model's matrix products per second, as a
+    fraction of the devices' 16-bit peak, where that is known), and `time_shares`.
     """
 
     def __init__(
         self,
-        journal: Journal,
-        bar: tqdm,
+        writer: MetricWriter,
+        bar: ProgressBar,
         config: TrainConfig,
         last: int,
         store: Store,
@@ -43,41 +43,42 @@ class Meter:
     ):
         """
         Args:
-          last: the run's last step. flops: of a step on (rows, source, target), all devices together.
+          last: the run's last step. flops: from (rows, source length, target length) the FLOPs of a step, over all
+            devices.
         """
-        self._journal, self._bar, self._last, self._store, self._flops = journal, bar, last, store, flops
+        self._writer, self._bar, self._last, self._store, self._flops = writer, bar, last, store, flops
         self._every, self._max_skipped = config.log_every, config.optimizer.max_skipped
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = None if peak is None else peak * jax.device_count()
         self._work: dict[Bucket, float] = {}
-        self._lost = dict.fromkeys(LOSSES, 0.0)
+        self._lost = dict.fromkeys(OVERHEADS, 0.0)
         self._start, self._reached = time.perf_counter(), None
         self._open_window()
 
     def _open_window(self) -> None:
-        """Rates count from here."""
+        """Begins a new interval for the rates."""
         self._tokens, self._done, self._paused, self._begin = 0, 0.0, 0.0, time.perf_counter()
 
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
-        """What is done inside is none of the steps' time; `what`: of `LOSSES`."""
+        """Counts the time inside as overhead, not as the steps'; `what`: of `OVERHEADS`."""
         begin = time.perf_counter()
         yield
         seconds = time.perf_counter() - begin
         self._lost[what] += seconds
         self._paused += 0.0 if what == "data" else seconds
 
-    def first(self, bucket: Bucket) -> bool:
-        """Whether a step is the first of its shape, and is to be compiled."""
+    def is_first_of_shape(self, bucket: Bucket) -> bool:
+        """Whether a step is the first of its shape, so that it must be compiled."""
         if bucket in self._work:
             return False
         self._work[bucket] = self._flops(bucket.rows, bucket.source_length, bucket.target_length)
         return True
 
     def step(self, number: int, metrics: dict[str, jax.Array], batch: HostBatch) -> None:
-        """Takes the metrics of a step that was begun, and reads those of the step before; its own too if it has ended,
-        as it has where a program runs in the thread that calls it: time and tokens are then counted up to one step."""
+        """Takes the metrics of a step that was dispatched, and reads those of the step before; its own too if it has
+        ended, as on a CPU without asynchronous dispatch, so that time and tokens are counted up to the same step."""
         self.flush()
         self._pending, self._reached = (number, metrics), number
         self._tokens += batch.tokens
@@ -87,7 +88,7 @@ class Meter:
             self.flush()
 
     def flush(self) -> None:
-        """Reads what is still to be read."""
+        """Reads the metrics that are pending."""
         if self._pending is None:
             return
         (number, metrics), self._pending = self._pending, None
@@ -97,7 +98,7 @@ class Meter:
         if number % self._every == 0 or number == self._last:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()} | self._rates()
             self._open_window()
-            self._journal.scalars(number, values, "train")
+            self._writer.write_scalars(number, values, "train")
             self._bar.set_postfix(
                 loss=f"{loss:.3f}", lr=f"{values['learning_rate']:.1e}", tokens_s=f"{values['tokens_per_second']:.0f}"
             )
@@ -106,26 +107,27 @@ class Meter:
         now = time.perf_counter()
         seconds = max(now - self._begin - self._paused, 1e-9)
         share = {} if self._peak is None else {"mfu": self._done / seconds / self._peak}
-        return {"tokens_per_second": self._tokens / seconds, **share, **self.lost()}
+        return {"tokens_per_second": self._tokens / seconds, **share, **self.time_shares()}
 
-    def lost(self) -> dict[str, float]:
-        """seconds/<what> lost since the start to each of `LOSSES`, and goodput, the share of the time since then that
-        is left to the steps."""
+    def time_shares(self) -> dict[str, float]:
+        """seconds/<what> since the start for each of `OVERHEADS`, and goodput, the fraction of the time that went into
+        the steps."""
         goodput = 1.0 - sum(self._lost.values()) / (time.perf_counter() - self._start)
         return {**{f"seconds/{what}": seconds for what, seconds in self._lost.items()}, "goodput": goodput}
 
     def close(self) -> None:
-        """Says, and writes as the group "run", what the time was spent on, the last evaluation and checkpoint too."""
+        """Logs, and writes as metrics of the group "run", what the time went to, the last evaluation and checkpoint
+        included."""
         if self._reached is None:
             return
-        lost = self.lost()
-        self._journal.scalars(self._reached, lost, "run")
+        shares = self.time_shares()
+        self._writer.write_scalars(self._reached, shares, "run")
         others = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self._lost.items())
-        say(f"{100 * lost['goodput']:.0f} % of the time went into the steps; the rest: {others}")
+        log(f"{100 * shares['goodput']:.0f} % of the time went into the steps; the rest: {others}")
 
     def _stop(self, number: int, loss: float, norm: float) -> None:
-        kept = self._store.latest()
-        saved = "no checkpoint was written yet" if kept is None else f"step {kept} is kept"
+        latest = self._store.latest()
+        saved = "no checkpoint was written yet" if latest is None else f"step {latest} is kept"
         what, value, more = ("loss", loss, "") if not np.isfinite(loss) else ("gradient's norm", norm, "")
         if np.isfinite(value):
             more = ", above optimizer.skip_above times the mean of the last ones"
@@ -137,26 +139,26 @@ class Meter:
         )
 
 
-class Profile:
-    """A profile of `count` steps from step `first` on (None: of none), in `directory`, for TensorBoard's profile plugin
-    or xprof; of fewer, if the run ends before."""
+class Profiler:
+    """Writes a profile of `count` steps from step `first` on into `directory`, for TensorBoard's profile plugin or
+    xprof; None: of no steps."""
 
     def __init__(self, directory: Path, first: int | None, count: int):
         self._directory, self._first, self._count, self._running = directory, first, count, False
 
-    def before(self, number: int) -> None:
+    def before_step(self, number: int) -> None:
         if number == self._first:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 
-    def after(self, number: int, metrics: Any) -> None:
+    def after_step(self, number: int, metrics: Any) -> None:
         if self._running and number == self._first + self._count - 1:
             jax.block_until_ready(metrics)
             self.close()
-            say(f"a profile of steps {self._first} to {number} is in {self._directory}")
+            log(f"a profile of steps {self._first} to {number} is in {self._directory}")
 
     def close(self) -> None:
-        """Ends one that is under way."""
+        """Ends a profile that has begun."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

@@ -10,16 +10,16 @@ from seq2seq_jax.config import TrainConfig, from_mapping
 from seq2seq_jax.data.pipeline import HostBatch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.parallel.chips import peak_flops
-from seq2seq_jax.training import meter
-from seq2seq_jax.training.meter import Meter, Profile
+from seq2seq_jax.training import step_monitor
+from seq2seq_jax.training.step_monitor import Profiler, StepMonitor
 
 BATCH = HostBatch(Bucket(4, 10, 5), 50, {})
 
 
 class Lines(list):
-    """A journal, a bar and a store that keep what they are told."""
+    """A writer, a bar and a store that keep what they are told."""
 
-    def scalars(self, step, values, group):
+    def write_scalars(self, step, values, group):
         self.append((step, values))
 
     def update(self):
@@ -45,42 +45,42 @@ def metrics(loss=1.0, norm=1.0, in_a_row=0, *, ended=False):
     return {"loss": Number(loss, ended), "grad_norm": norm, "learning_rate": 1e-3, "skipped_in_a_row": in_a_row}
 
 
-def make_meter(lines, *, log_every=1000, max_skipped=0):
+def make_monitor(lines, *, log_every=1000, max_skipped=0):
     values = {"encoder": "a", "decoder": "b", "data": {"train": "c"}, "num_steps": 1000, "log_every": log_every}
     config = from_mapping(TrainConfig, {**values, "optimizer": {"max_skipped": max_skipped}})
-    return Meter(lines, lines, config, 1000, lines, lambda *shape: float(np.prod(shape)))
+    return StepMonitor(lines, lines, config, 1000, lines, lambda *shape: float(np.prod(shape)))
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(step_monitor, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
-def test_rates_and_losses(monkeypatch, clock, capsys):
-    monkeypatch.setattr(meter, "peak_flops", lambda kind: 100.0)
+def test_rates_and_overheads(monkeypatch, clock, capsys):
+    monkeypatch.setattr(step_monitor, "peak_flops", lambda kind: 100.0)
     lines = Lines()
-    watch = make_meter(lines, log_every=2)
+    monitor = make_monitor(lines, log_every=2)
 
     def work(seconds):
         clock.now += seconds
 
     for number in range(1, 5):
-        with watch.during("data"):
+        with monitor.during("data"):
             work(0.5)
-        if watch.first(BATCH.bucket):
-            with watch.during("compile"):
+        if monitor.is_first_of_shape(BATCH.bucket):
+            with monitor.during("compile"):
                 work(8.0)
         work(8.0 if number > 1 else 0.0)
-        watch.step(number, metrics(), BATCH)
+        monitor.step(number, metrics(), BATCH)
         if number == 2:
-            watch.flush()
-            with watch.during("evaluation"):
+            monitor.flush()
+            with monitor.during("evaluation"):
                 work(4.0)
-            with watch.during("checkpoint"):
+            with monitor.during("checkpoint"):
                 work(1.0)
-    watch.flush()
+    monitor.flush()
     (two, early), (four, late) = lines
     assert (two, four) == (2, 4)
     # 17 seconds, of which 8 were the compiler's; waiting for data is in the steps' time.
@@ -88,12 +88,12 @@ def test_rates_and_losses(monkeypatch, clock, capsys):
     assert early["mfu"] == pytest.approx(2 * 200 / 9 / 100)
     assert early["goodput"] == pytest.approx(1 - 9 / 17)
     assert late["tokens_per_second"] == pytest.approx(100 / 17)
-    losses = {name: late[f"seconds/{name}"] for name in meter.LOSSES}
-    assert losses == {"compile": 8, "data": 2, "evaluation": 4, "checkpoint": 1}
+    overheads = {name: late[f"seconds/{name}"] for name in step_monitor.OVERHEADS}
+    assert overheads == {"compile": 8, "data": 2, "evaluation": 4, "checkpoint": 1}
     assert late["goodput"] == pytest.approx(1 - 15 / 39)
-    with watch.during("evaluation"):
+    with monitor.during("evaluation"):
         work(9.0)
-    watch.close()
+    monitor.close()
     step, run = lines[2]
     assert step == 4 and run["seconds/evaluation"] == 13 and run["goodput"] == pytest.approx(1 - 24 / 48)
     assert "50 % of the time went into the steps; the rest: compile 8 s, data 2 s, evaluation 13 s" in (
@@ -106,19 +106,19 @@ def test_rates_are_of_steps_that_ended(clock, ended):
     """Ten steps of 2 s: where each has ended when its call returns, and where the device works on while the host goes
     ahead, which waits for a step when it reads its metrics."""
     lines, now = Lines(), clock
-    watch = make_meter(lines, log_every=3)
-    flush = watch.flush
+    monitor = make_monitor(lines, log_every=3)
+    flush = monitor.flush
 
     def waiting_flush():
-        now.now = max(now.now, 2.0 * (watch._pending or (0,))[0])
+        now.now = max(now.now, 2.0 * (monitor._pending or (0,))[0])
         flush()
 
-    watch.flush = waiting_flush
+    monitor.flush = waiting_flush
     for number in range(1, 11):
-        watch.first(BATCH.bucket)
+        monitor.is_first_of_shape(BATCH.bucket)
         clock.now += 2.0 if ended else 0.0
-        watch.step(number, metrics(ended=ended), BATCH)
-    watch.flush()
+        monitor.step(number, metrics(ended=ended), BATCH)
+    monitor.flush()
     assert [values["tokens_per_second"] for _, values in lines] == pytest.approx([25.0] * 3)
 
 
@@ -128,22 +128,22 @@ def test_peaks():
     assert peak_flops("NVIDIA L40S") is None and peak_flops("cpu") is None
 
 
-def test_a_meter_without_a_known_peak_tells_no_mfu():
+def test_a_monitor_without_a_known_peak_tells_no_mfu():
     lines = Lines()
-    watch = make_meter(lines, log_every=1)
-    assert watch.first(BATCH.bucket) and not watch.first(BATCH.bucket)
-    watch.step(1, metrics(), BATCH)
-    watch.flush()
+    monitor = make_monitor(lines, log_every=1)
+    assert monitor.is_first_of_shape(BATCH.bucket) and not monitor.is_first_of_shape(BATCH.bucket)
+    monitor.step(1, metrics(), BATCH)
+    monitor.flush()
     assert "mfu" not in lines[0][1] and lines[0][1]["goodput"] <= 1.0
 
 
-def test_meter_stops_after_too_many_in_a_row():
+def test_monitor_stops_after_too_many_in_a_row():
     def run(*steps, allowed):
-        watch = make_meter(Lines(), max_skipped=allowed)
+        monitor = make_monitor(Lines(), max_skipped=allowed)
         for number, (loss, norm, row) in enumerate(steps, 1):
-            watch.first(BATCH.bucket)
-            watch.step(number, metrics(loss, norm, row), BATCH)
-        watch.flush()
+            monitor.is_first_of_shape(BATCH.bucket)
+            monitor.step(number, metrics(loss, norm, row), BATCH)
+        monitor.flush()
 
     run((np.nan, np.nan, 1), (1.0, 1.0, 0), (1.0, np.inf, 1), (1.0, 9.0, 2), allowed=2)
     for steps, allowed, message in (
@@ -160,17 +160,17 @@ def test_meter_stops_after_too_many_in_a_row():
 
 
 def test_profile(tmp_path, capsys):
-    profile = Profile(tmp_path / "profile", 2, 2)
+    profile = Profiler(tmp_path / "profile", 2, 2)
     for number in range(1, 5):
-        profile.before(number)
-        profile.after(number, jnp.ones(3) * number)
+        profile.before_step(number)
+        profile.after_step(number, jnp.ones(3) * number)
         assert (tmp_path / "profile").exists() == (number >= 3)
     profile.close()
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert "a profile of steps 2 to 3 is in" in capsys.readouterr().out
-    broken_off = Profile(tmp_path / "other", 1, 5)
-    broken_off.before(1)
+    broken_off = Profiler(tmp_path / "other", 1, 5)
+    broken_off.before_step(1)
     broken_off.close()
     assert list((tmp_path / "other").rglob("*.xplane.pb"))
-    Profile(tmp_path / "none", None, 3).before(1)
+    Profiler(tmp_path / "none", None, 3).before_step(1)
     assert not (tmp_path / "none").exists()
