@@ -40,10 +40,10 @@ from tqdm import tqdm
 
 from seq2seq_jax.data.text_files import KINDS, kind_of, text_lines
 from seq2seq_jax.inference.corpus import Meter
-from seq2seq_jax.inference.line_decoder import LineDecoder
-from seq2seq_jax.inference.lines import Lines, windows
 from seq2seq_jax.inference.mbr import UTILITIES
-from seq2seq_jax.inference.partial import Share, write_windows
+from seq2seq_jax.inference.text_windows import Lines, windows
+from seq2seq_jax.inference.window_decoder import LineDecoder
+from seq2seq_jax.inference.windowed_output import Share, write_windows
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(model_flags)

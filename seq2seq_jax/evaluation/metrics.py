@@ -13,7 +13,6 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
 from seq2seq_jax.config import BLEU_TOKENIZERS, METRICS, ROUGE_TOKENIZERS, nearest
-from seq2seq_jax.evaluation import words
 
 # Packages that sacrebleu's tokenizers need beyond its own.
 EXTRAS = {"ja-mecab": "pip install 'sacrebleu[ja]'", "ko-mecab": "pip install 'sacrebleu[ko]'"}

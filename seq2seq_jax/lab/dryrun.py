@@ -1,8 +1,8 @@
 """A run without its devices: the real training step and the real search, compiled from shapes alone.
 
 Nothing is allocated and no weights are read: the sides' config.json are enough. The programs are those of the run: the
-step of `training/setup.py`, donated, on the config's mesh, its state where the run would have it; and `start` and
-`advance` of `decoding/engine.py` in decoding form. What the compiler makes of them is read by `dryrun_hlo.py`.
+step of `training/setup.py`, donated, on the config's mesh, its state where the run would have it; and `prefill` and
+`decode_segment` of `decoding/engine.py` in decoding form. What the compiler makes of them is read by `dryrun_hlo.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from seq2seq_jax.config import ATTENTION_IMPLS, EncoderDecoderConfig, GenerationConfig, TrainConfig, check
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.decoding import engine
-from seq2seq_jax.decoding.generate import rules_of, strategy_of
-from seq2seq_jax.decoding.loop import Source
+from seq2seq_jax.decoding.decode_loop import Source
+from seq2seq_jax.decoding.generate import make_search_params, make_strategy
 from seq2seq_jax.lab.dryrun_chips import Chip
 from seq2seq_jax.lab.dryrun_hlo import Cost, Program, sizes_of
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
@@ -230,8 +230,8 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
             f"evaluation.batch_size is {rows}, and the mesh splits it {parts} ways; give a multiple of {parts}"
         )
     settings = GenerationConfig().replace(**config.generation)
-    strategy, rules = strategy_of(settings), rules_of(settings, model.config, 1, source)
-    capacity = engine.room(strategy, int(rules.max_length))
+    strategy, search_params = make_strategy(settings), make_search_params(settings, model.config, 1, source)
+    capacity = engine.cache_capacity(strategy, int(search_params.max_length))
     params = decoding_params(model, mesh)
     model = model.for_decoding()
 
@@ -242,15 +242,16 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
     prompt = given(jnp.int32, rows, 1)
     held, dtype = {"parameters": bytes_held(params)}, jnp.dtype(model.dtype).name
     report = DecodeReport(rows, source, strategy.slots, capacity, dtype, held, *(None,) * 4)
-    start = jax.jit(engine.start.__wrapped__, static_argnames=("model", "strategy", "capacity"))
+    start = jax.jit(engine.prefill.__wrapped__, static_argnames=("model", "strategy", "capacity"))
     try:
-        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, {}, prompt, rules)
+        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, {}, prompt, search_params)
         carry = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             begun.out_info, begun.output_shardings,
         )  # fmt: skip
         report = dataclasses.replace(report, held={**report.held, "cache": bytes_held(carry.cache)})
-        loop = _compiled(engine.advance, mesh, model, strategy, params, carry, rules, np.int32(capacity), np.int32(0))
+        limits = np.int32(capacity), np.int32(0)
+        loop = _compiled(engine.decode_segment, mesh, model, strategy, params, carry, search_params, *limits)
     except DoesNotFit as error:
         return dataclasses.replace(report, needed=error.needed)
     program = Program(loop.as_text())

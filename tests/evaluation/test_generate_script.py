@@ -24,10 +24,10 @@ from seq2seq_jax.config import GenerationConfig
 from seq2seq_jax.data.text import load_tokenizer, pad
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.inference.corpus import decode_texts
-from seq2seq_jax.inference.line_decoder import LineDecoder
-from seq2seq_jax.inference.lines import one_line
 from seq2seq_jax.inference.mbr import minimum_bayes_risk
-from seq2seq_jax.inference.partial import directory_of
+from seq2seq_jax.inference.text_windows import one_line
+from seq2seq_jax.inference.window_decoder import LineDecoder
+from seq2seq_jax.inference.windowed_output import directory_of
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.pair import quantize
 from seq2seq_jax.pretrained.saving import save_pretrained
@@ -81,7 +81,7 @@ def texts(work):
 # scripts/generate.py, which kills itself while it writes window 3.
 KILLED = """
 import os, runpy, signal, sys
-from seq2seq_jax.inference.partial import Partial
+from seq2seq_jax.inference.windowed_output import Partial
 append = Partial.append
 def killed(self, number, content):
     if number == 3:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
-from seq2seq_jax.evaluation.words import sentences, words
+from seq2seq_jax.evaluation.text_segmentation import sentences, words
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seq2seq_jax.inference.lines import Lines, one_line, windows
+from seq2seq_jax.inference.text_windows import Lines, one_line, windows
 
 
 def all_of(lines):

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from seq2seq_jax.inference import partial
-from seq2seq_jax.inference.partial import Partial, Share, directory_of, write_windows
+from seq2seq_jax.inference.windowed_output import Partial, Share, directory_of, write_windows
 
 COUNT = 5
 SETTINGS = {"seed": 1, "generation": {"num_beams": 4}}

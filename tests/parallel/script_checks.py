@@ -16,7 +16,7 @@ from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import load_tokenizer
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.inference.evaluate import evaluate
-from seq2seq_jax.inference.line_decoder import LineDecoder
+from seq2seq_jax.inference.window_decoder import LineDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.training.checkpoints import load_trained
