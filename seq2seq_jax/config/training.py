@@ -191,7 +191,7 @@ class EvaluationConfig:
 
     @property
     def tokenizers(self) -> dict[str, str]:
-        """Those of the metrics, as `evaluation.metrics.measure` takes them."""
+        """Those of the metrics, as `evaluation.metrics.compute_metrics` takes them."""
         return {name: getattr(self, name) for name in ("rouge_tokenizer", "bleu_tokenize")}
 
 

@@ -16,7 +16,7 @@ from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import load_tokenizer
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.inference.evaluate import evaluate
-from seq2seq_jax.inference.window_decoder import LineDecoder
+from seq2seq_jax.inference.window_decoder import WindowDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.training.checkpoints import load_trained
@@ -93,9 +93,9 @@ def recorded(function):
 
 
 def generate():
-    script.LineDecoder = recorded(LineDecoder)
+    script.WindowDecoder = recorded(WindowDecoder)
     (WORK / "in.txt").write_text("".join(text + "\n" for text in texts))
-    decode = LineDecoder(alone.pretrained.for_decoding(), alone.tokenizers, window=16, batch_size=8, scores=True)
+    decode = WindowDecoder(alone.pretrained.for_decoding(), alone.tokenizers, window=16, batch_size=8, scores=True)
     lines = "".join(decode(i, texts[16 * i :][:16]) for i in range(3)).splitlines()
     expected = [json.loads(line) for line in lines]
     arguments = (f"--input={WORK / 'in.txt'}", "--scores", "--window=16")
@@ -108,7 +108,7 @@ def generate():
     held("the output of one device")
 
     options = {"window": 16, "batch_size": 8, "scores": True}
-    assert LineDecoder(seen[-1], alone.tokenizers, **options).settings() == decode.settings()
+    assert WindowDecoder(seen[-1], alone.tokenizers, **options).settings() == decode.settings()
     held("the settings of one device, so that a partial output goes on")
     check_refusals(*arguments)
 
