@@ -61,7 +61,7 @@ class WindowDecoder:
         texts: Sequence[str],
         on_batch: Callable[[Sequence[TextOutputs]], None] = lambda outputs: None,
     ) -> str:
-        """The lines of window `number` (from 0), each with a line feed; `on_batch` is called with each batch's outputs."""
+        """The lines of window `number` (from 0), each with a line feed; `on_batch` gets the outputs of each batch."""
         ids = encode_sources(
             self.pretrained, [self.source_prefix + text for text in texts], self.tokenizers, self.max_source_length
         )
@@ -97,16 +97,6 @@ class WindowDecoder:
         unpadded = {side: dataclasses.replace(c, padded_vocab_size=c.vocab_size) for side, c in sides.items()}
         config = dataclasses.replace(model.config, **unpadded)
         described = ("pretrained", "tokenizers", "seed")
-        names = (
-            "window",
-            "batch_size",
-            "batch_tokens",
-            "compact",
-            "source_prefix",
-            "max_source_length",
-            "scores",
-            "mbr",
-        )
         return {
             "model": {
                 "config": _hash(repr((config, np.dtype(model.dtype).name, model.int8)).encode()),

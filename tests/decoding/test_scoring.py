@@ -78,8 +78,8 @@ def test_generated_mask(pair):
     expected = [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
     assert generated_mask(pair.model, rows).astype(int).tolist() == expected
     # Two end tokens, of which one is the pad.
-    assert generated_mask(pair.model, rows[:1], eos_token_id=(6, 0), pad_token_id=0).astype(int).tolist() == [[1, 1, 0, 0, 0]]
-    assert generated_mask(pair.model, rows[1:2], eos_token_id=0, pad_token_id=0).astype(int).tolist() == [[1, 1, 1, 1, 0]]
+    for row, eos, mask in ((rows[:1], (6, 0), [1, 1, 0, 0, 0]), (rows[1:2], 0, [1, 1, 1, 1, 0])):
+        assert generated_mask(pair.model, row, eos_token_id=eos, pad_token_id=0).astype(int).tolist() == [mask]
 
 
 def test_compiles_once_per_shape(pair):

@@ -1,4 +1,4 @@
-"""scripts/generate.py and `WindowDecoder` on a tiny pair with a real tokenizer: killed and continued, in two processes."""
+"""scripts/generate.py and `WindowDecoder` on a tiny pair with a real tokenizer; killed and continued."""
 
 import dataclasses
 import gzip
