@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig, generation_from_hf
+from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig, check, generation_from_hf
 from seq2seq_jax.config.generation_files import note_unknown
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.decode_loop import Source
@@ -129,9 +129,8 @@ def make_prompt(
         rows = [row if row[0] == start else np.concatenate([[start], row]) for row in rows]
         longest = max(map(len, rows))
         prompt_starts = np.array([longest - len(row) for row in rows], np.int32)
-        prompt = np.stack(
-            [np.pad(row, (n, 0), constant_values=pad) for row, n in zip(rows, prompt_starts)]
-        )  # [batch, p]
+        # [batch, p]
+        prompt = np.stack([np.pad(row, (n, 0), constant_values=pad) for row, n in zip(rows, prompt_starts)])
         return prompt.astype(np.int32), prompt_starts if prompt_starts.any() else None
     if (given[:, 0] != start).all():
         given = np.concatenate([np.full((batch, 1), start), given], axis=1)
@@ -179,11 +178,6 @@ def check_settings(
 ) -> None:
     """Raises ValueError for settings that exclude each other."""
     s, beams = settings, settings.num_beams
-
-    def check(right: bool, message: str) -> None:
-        if not right:
-            raise ValueError(message)
-
     strategies = {
         "num_beam_groups": s.num_beam_groups > 1,
         "force_words_ids": bool(s.force_words_ids),

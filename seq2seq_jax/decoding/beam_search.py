@@ -217,9 +217,11 @@ class BeamSearch:
     ) -> tuple[BeamState, jax.Array]:
         """The state after the options `chosen` [batch, beams] with `scores` run on and those `finishing` [batch, m]
         compete with the finished hypotheses; also the parents of its beams [batch, beams]."""
-        final = options.scores / self.penalty(state.length + 1 - search_params.prompt_length, search_params)
+        final = options.scores / length_penalty(state.length + 1 - search_params.prompt_length, search_params)
         if options.coverage is not None:
-            final += self.coverage_penalty(options.coverage, search_params)
+            # beta * sum over the source of log(min(coverage, 1)): [batch, m, source] -> [batch, m]
+            logs = jnp.log(jnp.clip(options.coverage, jnp.finfo(jnp.float32).tiny, 1.0))
+            final += search_params.penalties["coverage_penalty"] * jnp.sum(logs, axis=-1)
         if self.early_stopping is True:
             final += jnp.where(jnp.all(state.is_finished, axis=1, keepdims=True), EXCLUDED, 0.0)
         final += jnp.where(state.improvable[:, None], 0.0, EXCLUDED)
@@ -254,15 +256,6 @@ class BeamSearch:
         )
         return new, gather_beams(options.parents, chosen)
 
-    def penalty(self, generated: jax.Array, search_params: SearchParams) -> jax.Array:
-        """The divisor of the summed log-probabilities of `generated` tokens."""
-        return length_penalty(generated, search_params)
-
-    def coverage_penalty(self, coverage: jax.Array, search_params: SearchParams) -> jax.Array:
-        """beta * sum over the source of log(min(attention, 1)), [batch, m], from coverage [batch, m, source]."""
-        logs = jnp.log(jnp.clip(coverage, jnp.finfo(jnp.float32).tiny, 1.0))
-        return search_params.penalties["coverage_penalty"] * jnp.sum(logs, axis=-1)
-
     def _can_improve(
         self, best_running, finished_scores, finished, length, source: Source, search_params: SearchParams
     ) -> jax.Array:
@@ -273,7 +266,7 @@ class BeamSearch:
             power = next(penalties[n] for n in ("gnmt_length_penalty", "length_penalty") if n in penalties)
             longest = max_lengths(source, search_params) - search_params.prompt_length
             generated = jnp.where(power > 0, longest, generated)
-        attainable = best_running[:, None] / self.penalty(generated, search_params)  # [batch, 1]
+        attainable = best_running[:, None] / length_penalty(generated, search_params)  # [batch, 1]
         worst = jnp.where(finished, jnp.min(finished_scores, axis=1, keepdims=True), EXCLUDED)  # [batch, beams]
         return jnp.any(attainable > worst, axis=1)
 

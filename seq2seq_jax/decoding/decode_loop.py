@@ -190,19 +190,11 @@ def pad_axis(array: jax.Array, size: int, fill: Any, *, axis: int) -> jax.Array:
 
 
 def make_context(
-    sequences: jax.Array, length: jax.Array, automaton_states: Mapping, source: Source, search_params: SearchParams
+    sequences: jax.Array, length: jax.Array, states: Mapping, source: Source, search_params: SearchParams
 ) -> DecodingContext:
-    """What processors and criteria see."""
-    return DecodingContext(
-        sequences,
-        length,
-        search_params.prompt_length,
-        source.ids,
-        source.mask,
-        automaton_states,
-        source.row,
-        source.prompt_starts,
-    )
+    """The context of sequences [batch, n, capacity] with automaton states [batch, n, ...]."""
+    prompt_length, starts = search_params.prompt_length, source.prompt_starts
+    return DecodingContext(sequences, length, prompt_length, source.ids, source.mask, states, source.row, starts)
 
 
 def initial_automaton_states(prompt: jax.Array, n: int, source: Source, search_params: SearchParams) -> dict[str, Any]:
