@@ -101,7 +101,7 @@ class Cache:
 
         def replaced(stores, new, place):
             old, new = stores[layer], new.astype(stores[layer].dtype)
-            if batch == 1:  # without its axis, as `decode_until` carries it and the attention reads it: no copies between
+            if batch == 1:  # without its axis, as the loop carries it and the attention reads it: no copies between
                 new = jax.lax.dynamic_update_slice(old[0], new[0], place[1:])[None]
             else:
                 new = jax.lax.dynamic_update_slice(old, new, place)
