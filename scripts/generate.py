@@ -45,9 +45,9 @@ from seq2seq_jax.inference.mbr import UTILITIES
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from seq2seq_jax.inference.line_decoder import LineDecoder
-    from seq2seq_jax.inference.lines import Lines
-    from seq2seq_jax.inference.partial import Share
+    from seq2seq_jax.inference.text_windows import TextWindows
+    from seq2seq_jax.inference.window_decoder import WindowDecoder
+    from seq2seq_jax.inference.windowed_output import ProcessShare
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(command)
@@ -61,7 +61,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("field", None, "Of a file of records: where the text stands; default: as in training.")
 flags.DEFINE_string("output", None, "A file for the outputs, one a line; nothing: standard output.")
 flags.DEFINE_integer("batch_tokens", 8192, "At most so many source tokens (rows * width) at once.", lower_bound=1)
-flags.DEFINE_bool("compact", False, "Texts that are done leave the batch: quicker on large files, more to compile.")
+flags.DEFINE_bool("compact", False, "Finished texts leave the batch: quicker on large files, more to compile.")
 flags.DEFINE_integer(
     "window", None, "Texts read, decoded and written at a time; default: 64 * batch_size.", lower_bound=1
 )
@@ -70,26 +70,26 @@ flags.DEFINE_bool("scores", False, 'Write {"line": ..., "text": ..., "score": ..
 flags.DEFINE_enum("mbr", None, sorted(UTILITIES), "Write the output that agrees best with the others, by this utility.")
 
 
-def share() -> Share:
+def process_share() -> ProcessShare:
     """This process's part of the work."""
     import jax
 
-    from seq2seq_jax.inference.partial import Share
+    from seq2seq_jax.inference.windowed_output import ProcessShare
 
     process_flags.start(shares=True)
     if FLAGS.distributed:
-        return Share(jax.process_index(), jax.process_count())
+        return ProcessShare(jax.process_index(), jax.process_count())
     if (FLAGS.num_processes is None) != (FLAGS.process_id is None):
         raise app.UsageError("one of --num_processes and --process_id is missing; give both")
     index, count = FLAGS.process_id or 0, FLAGS.num_processes or 1
     if index >= count:
         raise app.UsageError(f"--process_id={index} is not below --num_processes={count}; count from 0")
-    return Share(index, count)
+    return ProcessShare(index, count)
 
 
-def line_decoder(mesh: Mesh) -> tuple[LineDecoder, str | None]:
+def make_decoder(mesh: Mesh) -> tuple[WindowDecoder, str | None]:
     """The decoder of lines, and the field of the texts in a file of records."""
-    from seq2seq_jax.inference.line_decoder import LineDecoder
+    from seq2seq_jax.inference.window_decoder import WindowDecoder
 
     pretrained, tokenizers, data = model_flags.load(mesh)
     prefix, longest, field = FLAGS.source_prefix, FLAGS.max_source_length, FLAGS.field
@@ -97,7 +97,7 @@ def line_decoder(mesh: Mesh) -> tuple[LineDecoder, str | None]:
         prefix = data.source_prefix if prefix is None else prefix
         longest = data.max_source_length if longest is None else longest
         field = field or data.source_field
-    decoder = LineDecoder(
+    decoder = WindowDecoder(
         pretrained.for_decoding(),
         tokenizers,
         window=FLAGS.window or 64 * FLAGS.batch_size,
@@ -113,16 +113,16 @@ def line_decoder(mesh: Mesh) -> tuple[LineDecoder, str | None]:
     return decoder, field
 
 
-def from_file(decoder: LineDecoder, lines: Lines, share: Share) -> None:
+def from_file(decoder: WindowDecoder, lines: TextWindows, share: ProcessShare) -> None:
     """Decodes a file to a file, or to standard output."""
-    from seq2seq_jax.inference.corpus import Meter
-    from seq2seq_jax.inference.partial import write_windows
+    from seq2seq_jax.inference.corpus import DecodingProgress
+    from seq2seq_jax.inference.windowed_output import write_windows
     from seq2seq_jax.parallel.progress import progress_bar
 
     numbers = range(share.index, len(lines.offsets), share.count)
     with progress_bar(total=sum(map(lines.size, numbers)), desc="decode", unit="line") as bar:
-        count = Meter(bar)
-        content = lambda number: decoder(number, lines.read(number), count)
+        progress = DecodingProgress(bar)
+        content = lambda number: decoder(number, lines.read(number), progress.add)
         if FLAGS.output is None:
             for number in numbers:
                 sys.stdout.write(content(number))
@@ -138,21 +138,21 @@ def from_file(decoder: LineDecoder, lines: Lines, share: Share) -> None:
             lambda number: content(number).encode(),
             settings,
             share=share,
-            resumed=lambda number: count.passed(lines.size(number)),
+            resumed=lambda number: progress.skip(lines.size(number)),
         )
 
 
-def from_stream(decoder: LineDecoder, texts: Iterator[str]) -> None:
+def from_stream(decoder: WindowDecoder, texts: Iterator[str]) -> None:
     """Decodes texts that can be read only once, such as those of standard input."""
-    from seq2seq_jax.inference.corpus import Meter
-    from seq2seq_jax.inference.lines import windows
+    from seq2seq_jax.inference.corpus import DecodingProgress
+    from seq2seq_jax.inference.text_windows import windows
     from seq2seq_jax.parallel.progress import progress_bar
 
     bar = progress_bar(desc="decode", unit="line", disable=FLAGS.output is None)
     with opened(FLAGS.output) as file, bar:
-        count = Meter(bar)
+        progress = DecodingProgress(bar)
         for number, window in enumerate(windows(texts, decoder.window)):
-            file.write(decoder(number, window, count))
+            file.write(decoder(number, window, progress.add))
             file.flush()
 
 
@@ -172,7 +172,6 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from seq2seq_jax.inference.lines import Lines
     from seq2seq_jax.text.files import KINDS, kind_of, text_lines
 
     file = FLAGS.input if FLAGS.input != "-" and not FLAGS.text else None
@@ -181,19 +180,19 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"--field={FLAGS.field} is for a {', '.join(KINDS)} file; give one as --input, or leave --field out"
         )
-    part = share()
-    if part.count > 1 and (file is None or FLAGS.output is None):
+    share = process_share()
+    if share.count > 1 and (file is None or FLAGS.output is None):
         raise app.UsageError("several processes need files: give --input=FILE and --output=FILE")
     mesh = mesh_flags.mesh_over(jax.local_devices())
     with jax.set_mesh(mesh):
-        decoder, field = line_decoder(mesh)
+        decoder, field = make_decoder(mesh)
         if file is None:
             from_stream(decoder, iter(FLAGS.text) if FLAGS.text else text_lines(sys.stdin.buffer, "standard input"))
             return
         if has_fields and field is None:
             raise app.UsageError(f"where the texts stand in {file} is not known; give --field")
-        lines = Lines.scan(file, window=decoder.window, field=field if has_fields else None)
-        from_file(decoder, lines, part)
+        lines = TextWindows.scan(file, window=decoder.window, field=field if has_fields else None)
+        from_file(decoder, lines, share)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ class EvaluationConfig:
 
     @property
     def tokenizers(self) -> dict[str, str]:
-        """The tokenizers' arguments of `evaluation.metrics.measure`."""
+        """Those of the metrics, as `evaluation.metrics.compute_metrics` takes them."""
         return {name: getattr(self, name) for name in ("rouge_tokenizer", "bleu_tokenize")}
 
 

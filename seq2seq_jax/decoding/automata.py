@@ -1,4 +1,4 @@
-"""Automata that read hypotheses token by token (the protocol: decoding/logits.py), compiled into tables on the host."""
+"""Automata that read hypotheses token by token (`context.Automaton`), compiled into tables on the host."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seq2seq_jax.decoding.logits import View
-from seq2seq_jax.decoding.vocabulary import letters, once, token_texts
+from seq2seq_jax.decoding.context import DecodingContext
+from seq2seq_jax.decoding.vocabulary import byte_table, cached_per_tokenizer, token_texts
 
 _NONE = np.iinfo(np.int32).max
 
 
 @struct.dataclass
 class TokenTrie:
-    """The sequences that may follow the prompt. States are nodes, int32.
+    """A trie of the sequences that may follow the prompt. States are its nodes, int32.
 
     Arrays are as long as the next power of two, so that another trie seldom compiles.
 
@@ -27,8 +27,8 @@ class TokenTrie:
       offsets: int32 [nodes + 1], where each node's edges begin.
       tokens, children: int32 [edges], sorted by token within a node.
       roots: int32 [batch], or a scalar for all rows.
-      ended, lost: int32 scalars, the nodes where a sequence has ended (nothing may follow) and where one is none of the
-        trie's (an end may follow).
+      ended, lost: int32 scalars, the nodes of sequences that have ended (nothing may follow) and of those that are not
+        in the trie (an end token may follow).
       width: the most edges of a node.
     """
 
@@ -55,47 +55,47 @@ class TokenTrie:
     def from_rows(cls, rows: Sequence[Iterable[Sequence[int]]], *, end: int | Sequence[int] | None) -> TokenTrie:
         """A trie for each row of a batch; see `from_sequences`."""
         ends = () if end is None else tuple(np.atleast_1d(end).tolist())
-        whole = []
+        paths = []
         for row, sequences in enumerate(rows):
-            before = len(whole)
+            before = len(paths)
             for sequence in sequences:
                 ids = [int(token) for token in sequence]
                 tails = [[]] if not ends or (ids and ids[-1] in ends) else [[token] for token in ends]
-                whole += [[row, *ids, *tail] for tail in tails if ids or tail]
-            if len(whole) == before:
+                paths += [[row, *ids, *tail] for tail in tails if ids or tail]
+            if len(paths) == before:
                 raise ValueError(f"row {row} of the allowed sequences has none; give at least one with a token")
-        return cls(*_trie_tables(whole, len(rows), sorted(set(ends))))
+        return cls(*_trie_tables(paths, len(rows), sorted(set(ends))))
 
     @property
     def largest(self) -> int:
         """The largest token."""
         return int(np.max(self.tokens, where=np.asarray(self.tokens) < _NONE, initial=0))
 
-    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> jax.Array:
+    def initial_states(self, prompt: jax.Array, prompt_starts: jax.Array | None = None) -> jax.Array:
         rows = np.shape(self.roots)
         if rows not in ((), prompt.shape[:1]):
             raise ValueError(f"the trie of allowed tokens is for {rows[0]} rows and the batch has {prompt.shape[0]}")
         return jnp.broadcast_to(jnp.asarray(self.roots), prompt.shape[:1])
 
-    def next(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
+    def next_states(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
         known, children = jnp.asarray(self.tokens), jnp.asarray(self.children)
         first, last = self._edges(states)
 
-        def halved(_, bounds):
+        def bisect(_, bounds):
             low, high = bounds
             middle = (low + high) // 2
             before = (middle < high) & (known[middle] < tokens)
             return jnp.where(before, middle + 1, low), jnp.where(before, high, middle)
 
-        place, _ = jax.lax.fori_loop(0, self.width.bit_length(), halved, (first, last), unroll=True)
-        found = (place < last) & (known[place] == tokens)
-        return jnp.where(found, children[place], jnp.where(states == self.ended, self.ended, self.lost))
+        edge, _ = jax.lax.fori_loop(0, self.width.bit_length(), bisect, (first, last), unroll=True)
+        in_trie = (edge < last) & (known[edge] == tokens)
+        return jnp.where(in_trie, children[edge], jnp.where(states == self.ended, self.ended, self.lost))
 
     def allowed(self, states: jax.Array) -> jax.Array:
-        """The tokens that may come next, int32 [..., width]; 2**31 - 1 behind them."""
+        """The tokens that may follow states [...], int32 [..., width], filled up with 2**31 - 1."""
         first, last = self._edges(states)
-        places = first[..., None] + jnp.arange(self.width)
-        return jnp.where(places < last[..., None], jnp.asarray(self.tokens)[places], _NONE)
+        edges = first[..., None] + jnp.arange(self.width)  # [..., width]
+        return jnp.where(edges < last[..., None], jnp.asarray(self.tokens)[edges], _NONE)
 
     def _edges(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
         offsets = jnp.asarray(self.offsets)
@@ -103,22 +103,22 @@ class TokenTrie:
 
 
 def _trie_tables(sequences: list[list[int]], roots: int, ends: Sequence[int]) -> tuple:
-    """The fields of a TokenTrie, from sequences that begin with the numbers of their roots."""
+    """The fields of a TokenTrie, from sequences whose first items are the numbers of their roots."""
     table = np.full((len(sequences), max(map(len, sequences))), -1, np.int64)
     for row, sequence in zip(table, sequences):
         row[: len(sequence)] = sequence
     table = table[np.lexsort(table.T[::-1])]
     node, nodes, edges = table[:, 0].copy(), roots, []
     for column in table.T[1:]:
-        inside = np.flatnonzero(column >= 0)
-        parents, tokens = node[inside], column[inside]
-        fresh = np.ones(len(inside), bool)
-        fresh[1:] = (parents[1:] != parents[:-1]) | (tokens[1:] != tokens[:-1])
-        node[inside] = nodes + np.cumsum(fresh) - 1
-        edges.append(np.stack([parents, tokens, node[inside]])[:, fresh])
-        nodes += int(fresh.sum())
+        longer = np.flatnonzero(column >= 0)
+        parents, tokens = node[longer], column[longer]
+        is_new = np.ones(len(longer), bool)  # sequences are sorted, so equal edges are neighbours
+        is_new[1:] = (parents[1:] != parents[:-1]) | (tokens[1:] != tokens[:-1])
+        node[longer] = nodes + np.cumsum(is_new) - 1
+        edges.append(np.stack([parents, tokens, node[longer]])[:, is_new])
+        nodes += int(is_new.sum())
     parents, tokens, children = np.concatenate(edges, axis=1)
-    # Leaves are one node, after the others; then comes the one of lost sequences.
+    # All leaves are one node, `ended`, behind the inner ones; behind it comes `lost`.
     inner = np.isin(np.arange(nodes), parents)
     number = np.cumsum(inner) - 1
     ended, lost = int(inner.sum()), int(inner.sum()) + 1
@@ -150,9 +150,9 @@ def _filled(array: np.ndarray, fill: int) -> np.ndarray:
 
 @struct.dataclass
 class StopStrings:
-    """Whether a sequence's text has one of some strings, ending within its last token (torch's StopStringCriteria).
+    """Finds sequences whose text has one of some strings that ends within the last token (torch's StopStringCriteria).
 
-    States are how far the text has come, int32: a node, or -1 - node where a string has just ended.
+    States are int32: the node that the text has reached, or -1 - node where a string has just ended.
 
     Attributes:
       table: int16 or int32 [nodes, tokens], the state after a token.
@@ -168,12 +168,14 @@ class StopStrings:
           strings: not empty. tokenizer: has a `backend`, a tokenizers.Tokenizer.
         """
         strings = (strings,) if isinstance(strings, str) else tuple(strings)
-        return once(tokenizer, ("stop", strings), lambda: cls(_stop_table(strings, token_texts(tokenizer))))
+        return cached_per_tokenizer(
+            tokenizer, ("stop", strings), lambda: cls(_stop_table(strings, token_texts(tokenizer)))
+        )
 
-    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> jax.Array:
-        return _read(self, jnp.zeros(prompt.shape[:1], jnp.int32), prompt, begins)
+    def initial_states(self, prompt: jax.Array, prompt_starts: jax.Array | None = None) -> jax.Array:
+        return _read_prompt(self, jnp.zeros(prompt.shape[:1], jnp.int32), prompt, prompt_starts)
 
-    def next(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
+    def next_states(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
         nodes = jnp.where(states < 0, -1 - states, states)
         # Ids that are no tokens have no text that a string could go on with.
         return jnp.asarray(self.table).at[nodes, tokens].get(mode="fill", fill_value=0).astype(jnp.int32)
@@ -185,26 +187,26 @@ class StopStrings:
 
 
 @struct.dataclass
-class AtStopString:
-    """A criterion: sequences end with a stop string. Reads view.memory["stop"], the states of a StopStrings."""
+class StopStringCriterion:
+    """Ends sequences with a stop string. Reads context.automaton_states["stop"], the states of a StopStrings."""
 
-    def __call__(self, view: View) -> jax.Array:
-        return StopStrings.accepts(view.memory["stop"])
+    def __call__(self, context: DecodingContext) -> jax.Array:
+        return StopStrings.accepts(context.automaton_states["stop"])
 
 
 def _stop_table(strings: tuple[str, ...], texts: list[bytes]) -> np.ndarray:
     """int [nodes, tokens]; see StopStrings."""
     delta, alphabet, outputs = _aho_corasick([(list(string.encode()), 1) for string in strings])
-    local = np.zeros(256, np.int32)
-    local[alphabet] = np.arange(1, len(alphabet) + 1)
-    codes, lengths = letters(texts)
+    columns = np.zeros(256, np.int32)
+    columns[alphabet] = np.arange(1, len(alphabet) + 1)
+    codes, lengths = byte_table(texts)
     nodes = np.repeat(np.arange(len(delta), dtype=np.int32)[:, None], len(texts), axis=1)
     hits = np.zeros(nodes.shape, bool)
-    for place in range(codes.shape[1]):
-        rows = np.flatnonzero(lengths > place)
-        after = delta[nodes[:, rows], local[codes[rows, place]]]
-        nodes[:, rows] = after
-        hits[:, rows] |= outputs[after] > 0
+    for i in range(codes.shape[1]):
+        longer = np.flatnonzero(lengths > i)  # the tokens with a byte i
+        after = delta[nodes[:, longer], columns[codes[longer, i]]]
+        nodes[:, longer] = after
+        hits[:, longer] |= outputs[after] > 0
     if not hits.any():
         raise ValueError(f"stop_strings: no tokens of the tokenizer spell any of {list(strings)}; give others")
     table = np.where(hits, -1 - nodes, nodes)
@@ -212,8 +214,8 @@ def _stop_table(strings: tuple[str, ...], texts: list[bytes]) -> np.ndarray:
 
 
 @struct.dataclass
-class Progress:
-    """Of an AhoCorasick: node int32, and met uint32, a bit for each constraint that the sequence contains."""
+class ConstraintStates:
+    """States of an AhoCorasick: node int32; met uint32, with a bit for each constraint that the sequence contains."""
 
     node: jax.Array
     met: jax.Array
@@ -226,22 +228,22 @@ class Progress:
 
 @struct.dataclass
 class AhoCorasick:
-    """Which of some constraints a sequence contains (Aho & Corasick 1975); for constrained beam search.
+    """Finds which of some constraints a sequence contains (Aho & Corasick 1975); for constrained beam search.
 
     Attributes:
       delta: int32 [nodes, alphabet + 1], the node after a token of the alphabet, or after another (column 0).
-      local: int32 [largest token + 1], the column of each token. alphabet: int32 [alphabet], the tokens that occur.
+      columns: int32 [largest token + 1], each token's column of delta. alphabet: int32 [alphabet], its tokens.
       outputs: uint32 [nodes], the constraints that are met on arriving.
-      begun: int32 [nodes, constraints], how many tokens of a phrase of each have just been read.
+      prefix_lengths: int32 [nodes, constraints], how many tokens of a phrase of each constraint were read last.
       sizes: int32 [constraints], tokens of the shortest phrase of each.
       constraints: how many there are.
     """
 
     delta: jax.Array
-    local: jax.Array
+    columns: jax.Array
     alphabet: jax.Array
     outputs: jax.Array
-    begun: jax.Array
+    prefix_lengths: jax.Array
     sizes: jax.Array
     constraints: int = struct.field(pytree_node=False)
 
@@ -258,34 +260,34 @@ class AhoCorasick:
         if not all(phrases) or not all(ids for ids, _ in patterns):
             raise ValueError(f"the constraints {[list(p) for p in phrases]} hold an empty phrase; take it out")
         delta, alphabet, outputs = _aho_corasick(patterns)
-        local = np.zeros(max(alphabet) + 1, np.int32)
-        local[alphabet] = np.arange(1, len(alphabet) + 1)
-        begun = np.zeros((len(delta), len(phrases)), np.int32)
+        columns = np.zeros(max(alphabet) + 1, np.int32)
+        columns[alphabet] = np.arange(1, len(alphabet) + 1)
+        prefix_lengths = np.zeros((len(delta), len(phrases)), np.int32)
         for read in {tuple(ids[:n]) for ids, _ in patterns for n in range(1, len(ids) + 1)}:
             node = 0
             for token in read:
-                node = delta[node, local[token]]
+                node = delta[node, columns[token]]
             for i, alternatives in enumerate(phrases):
                 parts = [n for ids in alternatives for n in range(len(ids)) if read[len(read) - n :] == tuple(ids[:n])]
-                begun[node, i] = max(parts)
+                prefix_lengths[node, i] = max(parts)
         sizes = np.array([min(map(len, alternatives)) for alternatives in phrases], np.int32)
-        return cls(delta, local, np.array(alphabet, np.int32), outputs, begun, sizes, len(phrases))
+        return cls(delta, columns, np.array(alphabet, np.int32), outputs, prefix_lengths, sizes, len(phrases))
 
-    def progress(self, states: Progress) -> jax.Array:
-        """How far sequences have come with the constraints, int32 like the states: tokens of those met, and of the one
-        among the others that is furthest."""
-        met = (states.met[..., None] >> jnp.arange(self.constraints, dtype=jnp.uint32)) & 1
-        begun = jnp.max(jnp.where(met == 1, 0, jnp.asarray(self.begun)[states.node]), axis=-1)
-        return jnp.sum(jnp.where(met == 1, jnp.asarray(self.sizes), 0), axis=-1) + begun
+    def progress(self, states: ConstraintStates) -> jax.Array:
+        """The progress with the constraints, int32 like the states: tokens of those met, and of the one among the
+        others of which most tokens were read."""
+        met = (states.met[..., None] >> jnp.arange(self.constraints, dtype=jnp.uint32)) & 1  # [..., constraints]
+        partial = jnp.max(jnp.where(met == 1, 0, jnp.asarray(self.prefix_lengths)[states.node]), axis=-1)
+        return jnp.sum(jnp.where(met == 1, jnp.asarray(self.sizes), 0), axis=-1) + partial
 
-    def begin(self, prompt: jax.Array, begins: jax.Array | None = None) -> Progress:
+    def initial_states(self, prompt: jax.Array, prompt_starts: jax.Array | None = None) -> ConstraintStates:
         zeros = jnp.zeros(prompt.shape[:1], jnp.int32)
-        return _read(self, Progress(zeros, zeros.astype(jnp.uint32)), prompt, begins)
+        return _read_prompt(self, ConstraintStates(zeros, zeros.astype(jnp.uint32)), prompt, prompt_starts)
 
-    def next(self, states: Progress, tokens: jax.Array) -> Progress:
-        column = jnp.asarray(self.local).at[tokens].get(mode="fill", fill_value=0)
+    def next_states(self, states: ConstraintStates, tokens: jax.Array) -> ConstraintStates:
+        column = jnp.asarray(self.columns).at[tokens].get(mode="fill", fill_value=0)
         node = jnp.asarray(self.delta)[states.node, column]
-        return Progress(node, states.met | jnp.asarray(self.outputs)[node])
+        return ConstraintStates(node, states.met | jnp.asarray(self.outputs)[node])
 
 
 def _aho_corasick(patterns: Iterable[tuple[list[int], int]]) -> tuple[np.ndarray, list[int], np.ndarray]:
@@ -313,7 +315,8 @@ def _aho_corasick(patterns: Iterable[tuple[list[int], int]]) -> tuple[np.ndarray
     queue = deque([(0, 0)])
     while queue:
         node, fail = queue.popleft()
-        # The row of the longest proper suffix, made before, says where to go where the trie does not.
+        # `fail` is the node of the longest proper suffix, whose row is complete: it says where to go where the trie
+        # does not.
         outputs[node] |= outputs[fail]
         delta[node] = delta[fail]
         for i, child in children[node].items():
@@ -322,13 +325,13 @@ def _aho_corasick(patterns: Iterable[tuple[list[int], int]]) -> tuple[np.ndarray
     return delta, alphabet, outputs
 
 
-def _read(automaton: Any, states: Any, prompt: jax.Array, begins: jax.Array | None) -> Any:
-    """The states [batch] after the tokens of prompt [batch, p] from `begins` [batch] on (None: from 0)."""
-    begins = jnp.zeros(prompt.shape[:1], jnp.int32) if begins is None else begins
+def _read_prompt(automaton: Any, states: Any, prompt: jax.Array, prompt_starts: jax.Array | None) -> Any:
+    """The states [batch] after the tokens of prompt [batch, p] from `prompt_starts` [batch] on (None: from 0)."""
+    prompt_starts = jnp.zeros(prompt.shape[:1], jnp.int32) if prompt_starts is None else prompt_starts
 
     def read(states, step):
-        place, tokens = step
-        new = automaton.next(states, tokens)
-        return jax.tree.map(lambda a, b: jnp.where(place >= begins, a, b), new, states), None
+        position, tokens = step
+        new = automaton.next_states(states, tokens)
+        return jax.tree.map(lambda a, b: jnp.where(position >= prompt_starts, a, b), new, states), None
 
     return jax.lax.scan(read, states, (jnp.arange(prompt.shape[1]), prompt.T))[0]

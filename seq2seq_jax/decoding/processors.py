@@ -1,7 +1,7 @@
 """Processors of next-token scores, in the order in which transformers' generate applies them.
 
-Each is a pytree of numbers; `decoding/settings.py` makes them from a GenerationConfig. All take scores float32
-[batch, n, rows] and a View, and work in memory of [batch, n, rows] or [batch, n, capacity].
+Each is a pytree of numbers; `decoding/build_processors.py` makes them from a GenerationConfig. All take scores float32
+[batch, n, vocab] and a DecodingContext, and need memory of that size or of [batch, n, capacity].
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 from flax import struct
 
 from seq2seq_jax.decoding.automata import TokenTrie
-from seq2seq_jax.decoding.logits import View, set_rows
-from seq2seq_jax.decoding.vocabulary import letters, once, word_pieces
+from seq2seq_jax.decoding.context import DecodingContext, set_scores
+from seq2seq_jax.decoding.vocabulary import byte_table, cached_per_tokenizer, word_pieces
 
-# Far below all sums of log-probabilities, and above what the searches give to places that no hypothesis fills.
+# Far below all summed log-probabilities, and above decode_loop.EXCLUDED.
 _BLOCKED = -1.0e6
 
 
 @struct.dataclass
-class PaddedRows:
-    """Rows beyond the vocabulary are never chosen.
+class PaddedVocabulary:
+    """Bans the ids that pad the vocabulary.
 
     Attributes:
-      vocab_size: rows that are true.
+      vocab_size: without padding.
     """
 
     vocab_size: int = struct.field(pytree_node=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        rows = scores.shape[-1]
-        return scores if rows <= self.vocab_size else jnp.where(jnp.arange(rows) < self.vocab_size, scores, -jnp.inf)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        vocab = scores.shape[-1]
+        return scores if vocab <= self.vocab_size else jnp.where(jnp.arange(vocab) < self.vocab_size, scores, -jnp.inf)
 
 
 @struct.dataclass
@@ -43,9 +43,9 @@ class SequenceBias:
     of -inf, NoBadWordsLogitsProcessor).
 
     Attributes:
-      singles: int32 [k], their biases: float32 [k].
-      prefixes: int32 [m, longest], what must come before, aligned right, lengths: int32 [m].
-      lasts: int32 [m], the tokens that complete them, biases: float32 [m].
+      singles: int32 [k], single tokens. single_biases: float32 [k].
+      prefixes: int32 [m, longest], the tokens before the last of each sequence, aligned right. lengths: int32 [m].
+      lasts: int32 [m], the last tokens. biases: float32 [m].
     """
 
     singles: jax.Array
@@ -57,7 +57,7 @@ class SequenceBias:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[Sequence[int], float]]) -> SequenceBias:
-        """From (ids, bias) pairs; of equal ids the last counts."""
+        """From (ids, bias) pairs; of pairs with equal ids the last counts."""
         pairs = list({tuple(ids): bias for ids, bias in pairs}.items())
         short = [(ids[0], bias) for ids, bias in pairs if len(ids) == 1]
         long = [(ids, bias) for ids, bias in pairs if len(ids) > 1]
@@ -73,15 +73,15 @@ class SequenceBias:
             np.array([bias for _, bias in long], np.float32),
         )
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
         if self.singles.shape[0]:
             scores += jnp.zeros(scores.shape[-1]).at[self.singles].add(self.single_biases, mode="drop")
         m, longest = self.prefixes.shape
         if not m:
             return scores
-        match = jnp.broadcast_to(self.lengths <= view.own_length, (*scores.shape[:2], m))
+        match = jnp.broadcast_to(self.lengths <= context.unpadded_length, (*scores.shape[:2], m))  # [batch, n, m]
         for back in range(1, longest + 1):
-            token = jnp.take(view.sequences, jnp.maximum(view.length - back, 0), axis=-1)
+            token = jnp.take(context.sequences, jnp.maximum(context.length - back, 0), axis=-1)  # [batch, n]
             match &= (token[..., None] == self.prefixes[:, longest - back]) | (back > self.lengths)
         b, j = jnp.ogrid[: scores.shape[0], : scores.shape[1]]
         added = jnp.where(match, self.biases, 0.0)
@@ -90,8 +90,8 @@ class SequenceBias:
 
 @struct.dataclass
 class EncoderRepetitionPenalty:
-    """Favours tokens of the source: their scores divided by the penalty if negative, else times it (torch's
-    EncoderRepetitionPenaltyLogitsProcessor). Padding of the source counts as absent.
+    """Favours tokens of the source: divides their scores by the penalty if negative, else multiplies them (torch's
+    EncoderRepetitionPenaltyLogitsProcessor). Pads of the source do not count.
 
     Attributes:
       penalty: float32 scalar.
@@ -99,16 +99,16 @@ class EncoderRepetitionPenalty:
 
     penalty: jax.Array
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        shape = (*scores.shape[:2], view.source.shape[-1])
-        source, mask = (jnp.broadcast_to(a[:, None], shape) for a in (view.source, view.source_mask))
-        return _penalised(scores, source, mask, 1 / self.penalty)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        shape = (*scores.shape[:2], context.source.shape[-1])
+        source, mask = (jnp.broadcast_to(a[:, None], shape) for a in (context.source, context.source_mask))
+        return _penalise_tokens(scores, source, mask, 1 / self.penalty)
 
 
 @struct.dataclass
 class RepetitionPenalty:
-    """Scores of tokens already in the sequence, times the penalty if negative, else divided by it (Keskar et al. 2019;
-    torch's RepetitionPenaltyLogitsProcessor).
+    """Multiplies the scores of tokens in the sequence by the penalty if negative, else divides them (Keskar et al.
+    2019; torch's RepetitionPenaltyLogitsProcessor).
 
     Attributes:
       penalty: float32 scalar.
@@ -116,8 +116,8 @@ class RepetitionPenalty:
 
     penalty: jax.Array
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _penalised(scores, view.sequences, view.inside, self.penalty)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        return _penalise_tokens(scores, context.sequences, context.token_mask, self.penalty)
 
 
 @struct.dataclass
@@ -130,14 +130,14 @@ class NoRepeatNGram:
 
     n: int = struct.field(pytree_node=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _without_ngrams(scores, view, view.sequences, view.inside, self.n)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        return _ban_repeated_ngrams(scores, context, context.sequences, context.token_mask, self.n)
 
 
 @struct.dataclass
 class EncoderNoRepeatNGram:
-    """Bans tokens that would complete an n-gram of the source (torch's EncoderNoRepeatNGramLogitsProcessor). Padding of
-    the source counts as absent.
+    """Bans tokens that would complete an n-gram of the source (torch's EncoderNoRepeatNGramLogitsProcessor). Pads of
+    the source do not count.
 
     Attributes:
       n: the size.
@@ -145,48 +145,49 @@ class EncoderNoRepeatNGram:
 
     n: int = struct.field(pytree_node=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _without_ngrams(scores, view, view.source[:, None], view.source_mask[:, None], self.n)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        return _ban_repeated_ngrams(scores, context, context.source[:, None], context.source_mask[:, None], self.n)
 
 
 @struct.dataclass
 class MinLength:
-    """Bans ends while the sequence is shorter than `length` (torch's MinLengthLogitsProcessor; with the prompt's length
-    added, MinNewTokensLengthLogitsProcessor).
+    """Bans end tokens while the sequence is shorter than `length` (torch's MinLengthLogitsProcessor; with the prompt's
+    length added, MinNewTokensLengthLogitsProcessor).
 
     Attributes:
       length: int32 scalar, prompt included. eos: int32 [n_eos].
-      own: whether pads before the prompt do not count.
+      skip_pads: whether pads before the prompt do not count.
     """
 
     length: jax.Array
     eos: jax.Array
-    own: bool = struct.field(pytree_node=False, default=False)
+    skip_pads: bool = struct.field(pytree_node=False, default=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        banned = _among(scores.shape[-1], self.eos) & ((view.own_length if self.own else view.length) < self.length)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        length = context.unpadded_length if self.skip_pads else context.length
+        banned = _token_mask(scores.shape[-1], self.eos) & (length < self.length)
         return jnp.where(banned, -jnp.inf, scores)
 
 
 @struct.dataclass
 class AllowedTokens:
-    """Only what a trie allows next (torch's PrefixConstrainedLogitsProcessor). Reads view.memory["allowed"]. Where the
-    scores of all of that are -inf, for each sequence of a row, they become 0.
+    """Bans all tokens but those that a trie allows next (torch's PrefixConstrainedLogitsProcessor). Where the scores of
+    all of them are -inf, in each sequence of a row, they become 0. Reads context.automaton_states["allowed"].
 
     Attributes:
-      trie: the automaton whose states they are.
+      trie: the automaton.
     """
 
     trie: TokenTrie
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
         banned = jnp.full(scores.shape, -jnp.inf, scores.dtype)
-        return constrained(scores, set_rows(banned, self.trie.allowed(view.memory["allowed"]), 0.0))
+        return mask_scores(scores, set_scores(banned, self.trie.allowed(context.automaton_states["allowed"]), 0.0))
 
 
 @struct.dataclass
 class ForcedBos:
-    """The first token (torch's ForcedBOSTokenLogitsProcessor).
+    """Forces the first token (torch's ForcedBOSTokenLogitsProcessor).
 
     Attributes:
       token: int32 scalar.
@@ -194,43 +195,45 @@ class ForcedBos:
 
     token: jax.Array
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _only(scores, self.token[None], view.own_length == 1)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        return _force_tokens(scores, self.token[None], context.unpadded_length == 1)
 
 
 @struct.dataclass
 class ForcedEos:
-    """The token at the greatest length (torch's ForcedEOSTokenLogitsProcessor).
+    """Forces the token at the greatest length (torch's ForcedEOSTokenLogitsProcessor).
 
     Attributes:
-      tokens: int32 [n]. max_length: int32 scalar. own: whether pads before the prompt do not count.
+      tokens: int32 [n]. max_length: int32 scalar. skip_pads: whether pads before the prompt do not count.
     """
 
     tokens: jax.Array
     max_length: jax.Array
-    own: bool = struct.field(pytree_node=False, default=False)
+    skip_pads: bool = struct.field(pytree_node=False, default=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return _only(scores, self.tokens, (view.own_length if self.own else view.length) == self.max_length - 1)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        length = context.unpadded_length if self.skip_pads else context.length
+        return _force_tokens(scores, self.tokens, length == self.max_length - 1)
 
 
 @struct.dataclass
 class RemoveInvalid:
-    """NaN becomes 0, infinities the greatest and least numbers (torch's InfNanRemoveLogitsProcessor).
+    """Replaces NaN by 0 and infinities by the greatest and least numbers (torch's InfNanRemoveLogitsProcessor).
 
     Attributes:
-      vocab_size: rows that are true; the others stay banned.
+      vocab_size: without padding, which stays banned.
     """
 
     vocab_size: int = struct.field(pytree_node=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return PaddedRows(self.vocab_size)(jnp.nan_to_num(scores), view)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        return PaddedVocabulary(self.vocab_size)(jnp.nan_to_num(scores), context)
 
 
 @struct.dataclass
 class ExponentialDecayLengthPenalty:
-    """Ends gain weight with each token beyond a length: |score| * (factor ** tokens - 1) (torch's class of this name).
+    """Adds |score| * (factor ** tokens - 1) to end tokens, where `tokens` counts those beyond a length (torch's class
+    of this name).
 
     Attributes:
       start: int32 scalar, prompt included. log_factor: float32 scalar. eos: int32 [n_eos].
@@ -240,11 +243,11 @@ class ExponentialDecayLengthPenalty:
     log_factor: jax.Array
     eos: jax.Array
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        beyond = jnp.maximum(view.length - self.start, 0)
-        gained = jnp.abs(scores) * jnp.expm1(beyond * self.log_factor)
-        counts = _among(scores.shape[-1], self.eos) & jnp.isfinite(scores)
-        return jnp.where(counts, scores + gained, scores)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        beyond = jnp.maximum(context.length - self.start, 0)
+        bonus = jnp.abs(scores) * jnp.expm1(beyond * self.log_factor)
+        is_end = _token_mask(scores.shape[-1], self.eos) & jnp.isfinite(scores)
+        return jnp.where(is_end, scores + bonus, scores)
 
 
 @struct.dataclass
@@ -257,38 +260,39 @@ class SuppressTokens:
 
     tokens: jax.Array
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        return jnp.where(_among(scores.shape[-1], self.tokens), -jnp.inf, scores)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        return jnp.where(_token_mask(scores.shape[-1], self.tokens), -jnp.inf, scores)
 
 
 @struct.dataclass
 class BeginSuppressTokens:
-    """Bans tokens at the beginning (torch's SuppressTokensAtBeginLogitsProcessor).
+    """Bans tokens in the first position (torch's SuppressTokensAtBeginLogitsProcessor).
 
     Attributes:
-      tokens: int32 [m]. begin: int32 scalar, the length at which they are banned.
-      after_bos: whether it is one more for a row whose prompt, behind pads, is the start token alone.
+      tokens: int32 [m]. length: int32 scalar, of the sequences when they are banned.
+      after_bos: whether that is one more in a row whose prompt, behind pads, is the start token alone.
     """
 
     tokens: jax.Array
-    begin: jax.Array
+    length: jax.Array
     after_bos: bool = struct.field(pytree_node=False, default=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        begin = self.begin
-        if self.after_bos and view.begins is not None:
-            begin = begin + (view.prompt_length - view.begins[:, None, None] == 1)
-        banned = _among(scores.shape[-1], self.tokens) & (view.length == begin)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        length = self.length
+        if self.after_bos and context.prompt_starts is not None:
+            length = length + (context.prompt_length - context.prompt_starts[:, None, None] == 1)  # [batch, 1, 1]
+        banned = _token_mask(scores.shape[-1], self.tokens) & (context.length == length)
         return jnp.where(banned, -jnp.inf, scores)
 
 
 @struct.dataclass
-class Words:
-    """What each token adds to a word, made by `word_table`.
+class WordTable:
+    """What each token of a vocabulary adds to a word, made by `word_table`.
 
     Attributes:
-      starts: bool [tokens]. filled: bool [tokens], whether it has text.
-      hashes, powers: uint32 [tokens, 2]: the hash of a text is that of what is before times the power, plus its own.
+      starts: bool [tokens], whether the token starts a word. filled: bool [tokens], whether it has text.
+      hashes, powers: uint32 [tokens, 2]: a word's hash after a token is its hash before, times the power, plus the
+        token's hash (a rolling hash, twice).
     """
 
     starts: jax.Array
@@ -299,117 +303,118 @@ class Words:
 
 @struct.dataclass
 class BlockRepeatedWords:
-    """Drops hypotheses whose last n words, the last one perhaps a part of one, stand in them before (Liu & Lapata 2019;
+    """Drops hypotheses that repeat n words in a row, where the last may be the beginning of a word (Liu & Lapata 2019;
     PreSumm's block_trigram). For beam search.
 
-    All their continuations lose 1e6; where each beam of a row is such, the best goes on (PreSumm's, by -1e21 on
-    everything, then writes by chance). After normalisation, which would undo it.
+    All continuations of such a hypothesis lose 1e6; where every beam of a row repeats, the best goes on (PreSumm, which
+    subtracts 1e21, then chooses by chance). Applied after normalisation, which would undo it.
 
     Attributes:
-      n: how many words. words: the vocabulary's.
+      n: how many words. words: of the vocabulary.
     """
 
-    words: Words
+    words: WordTable
     n: int = struct.field(pytree_node=False)
 
-    def __call__(self, scores: jax.Array, view: View) -> jax.Array:
-        hashes, count = self._hashes(view)
+    def __call__(self, scores: jax.Array, context: DecodingContext) -> jax.Array:
+        hashes, count = self._word_hashes(context)
         windows = hashes.shape[-2] - self.n
         if windows <= 0:
             return scores
-        places = jnp.arange(windows)
-        match = places < count - self.n
+        match = jnp.arange(windows) < count - self.n  # [batch, n, windows]
         for k in range(self.n):
             last = jnp.take_along_axis(hashes, jnp.maximum(count - self.n + k, 0)[..., None], axis=-2)
             match &= jnp.all(hashes[..., k : k + windows, :] == last, axis=-1)
         return scores + jnp.where(jnp.any(match, axis=-1, keepdims=True), _BLOCKED, 0.0)
 
-    def _hashes(self, view: View) -> tuple[jax.Array, jax.Array]:
-        """Hashes uint32 [batch, n, capacity, 2] of the words of each sequence, and how many they are [batch, n, 1]."""
+    def _word_hashes(self, context: DecodingContext) -> tuple[jax.Array, jax.Array]:
+        """The hashes of each sequence's words, uint32 [batch, n, capacity, 2], and how many they are [batch, n, 1]."""
 
-        def joined(a, b):
+        def join(a, b):
             (starts_a, filled_a, hash_a, power_a), (starts_b, filled_b, hash_b, power_b) = a, b
-            fresh = starts_b[..., None]
-            both = jnp.where(fresh, hash_b, hash_a * power_b + hash_b), jnp.where(fresh, power_b, power_a * power_b)
-            return starts_a | starts_b, filled_b | (filled_a & ~starts_b), *both
+            new = starts_b[..., None]
+            hashes = jnp.where(new, hash_b, hash_a * power_b + hash_b)
+            powers = jnp.where(new, power_b, power_a * power_b)
+            return starts_a | starts_b, filled_b | (filled_a & ~starts_b), hashes, powers
 
         tables = (self.words.starts, self.words.filled, self.words.hashes, self.words.powers)
-        parts = tuple(jnp.asarray(table)[view.sequences] for table in tables)
-        place = jnp.arange(view.sequences.shape[-1])
-        if view.begins is not None:
-            parts = (parts[0] | (place == view.begins[:, None, None]), *parts[1:])
-        _, filled, hashes, _ = jax.lax.associative_scan(joined, parts, axis=2)
-        ahead = jnp.concatenate([parts[0][..., 1:], jnp.ones_like(parts[0][..., :1])], axis=-1)
-        whole = filled & view.inside & (ahead | (place == view.length - 1))
-        slots = jnp.where(whole, jnp.cumsum(whole, axis=-1) - 1, len(place))
-        b, j = jnp.ogrid[: slots.shape[0], : slots.shape[1]]
-        packed = jnp.zeros_like(hashes).at[b[..., None], j[..., None], slots].set(hashes, mode="drop")
-        return packed, jnp.sum(whole, axis=-1, keepdims=True)
+        parts = tuple(jnp.asarray(table)[context.sequences] for table in tables)  # [batch, n, capacity(, 2)]
+        position = jnp.arange(context.sequences.shape[-1])
+        if context.prompt_starts is not None:
+            parts = (parts[0] | (position == context.prompt_starts[:, None, None]), *parts[1:])
+        _, filled, hashes, _ = jax.lax.associative_scan(join, parts, axis=2)
+        next_starts = jnp.concatenate([parts[0][..., 1:], jnp.ones_like(parts[0][..., :1])], axis=-1)
+        # A word's hash stands at its last token; scatter those to the front: [batch, n, capacity] -> word by word.
+        word_end = filled & context.token_mask & (next_starts | (position == context.length - 1))
+        index = jnp.where(word_end, jnp.cumsum(word_end, axis=-1) - 1, len(position))
+        b, j = jnp.ogrid[: index.shape[0], : index.shape[1]]
+        packed = jnp.zeros_like(hashes).at[b[..., None], j[..., None], index].set(hashes, mode="drop")
+        return packed, jnp.sum(word_end, axis=-1, keepdims=True)
 
 
-def word_table(tokenizer: Any, vocab_size: int = 0) -> Words:
-    """How the tokens of a vocabulary make words; made once for a tokenizer.
+def word_table(tokenizer: Any, vocab_size: int = 0) -> WordTable:
+    """The WordTable of a vocabulary, made once for a tokenizer.
 
-    Words are what blanks part, and in WordPiece what PreSumm's ' '.join(tokens).replace(' ##', '').split() gives. A
-    token with a blank inside counts as one word.
+    Words are separated by blanks, and in WordPiece as by PreSumm's ' '.join(tokens).replace(' ##', '').split(). A token
+    with a blank inside counts as one word.
 
     Args:
       tokenizer: has a `backend`, a tokenizers.Tokenizer.
-      vocab_size: ids that there may be; those that are no tokens are words of their own.
+      vocab_size: how many ids there are; an id that is no token is a word of its own.
     """
-    return once(tokenizer, ("words", vocab_size), lambda: _word_table(tokenizer, vocab_size))
+    return cached_per_tokenizer(tokenizer, ("words", vocab_size), lambda: _word_table(tokenizer, vocab_size))
 
 
-def _word_table(tokenizer: Any, vocab_size: int) -> Words:
+def _word_table(tokenizer: Any, vocab_size: int) -> WordTable:
     texts, starts = word_pieces(tokenizer)
     others = [b"\0%d" % id for id in range(len(texts), vocab_size)]
-    codes, lengths = letters(texts + others)
+    codes, lengths = byte_table(texts + others)
     random = np.random.default_rng(0)
-    of_byte, base = (
-        random.integers(2**32, size=(256, 2), dtype=np.uint32),
-        random.integers(2**32, size=2, dtype=np.uint32),
-    )
+    of_byte = random.integers(2**32, size=(256, 2), dtype=np.uint32)
+    base = random.integers(2**32, size=2, dtype=np.uint32) | 1
     hashes, powers = np.zeros((len(codes), 2), np.uint32), np.ones((len(codes), 2), np.uint32)
-    for place in range(codes.shape[1]):
-        rows = np.flatnonzero(lengths > place)
-        hashes[rows] = hashes[rows] * (base | 1) + of_byte[codes[rows, place]]
-        powers[rows] *= base | 1
+    for i in range(codes.shape[1]):
+        longer = np.flatnonzero(lengths > i)  # the tokens with a byte i
+        hashes[longer] = hashes[longer] * base + of_byte[codes[longer, i]]
+        powers[longer] *= base
     starts = np.concatenate([starts, np.ones(len(others), bool)])
-    return Words(starts, lengths > 0, hashes, powers)
+    return WordTable(starts, lengths > 0, hashes, powers)
 
 
-def constrained(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scores plus a mask of 0 and -inf [batch, n, rows]; the mask alone where all sequences of a row are -inf."""
+def mask_scores(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scores plus a mask of 0 and -inf [batch, n, vocab]; the mask alone where all sequences of a row are -inf."""
     scores = scores + mask
-    none = jnp.all(jnp.max(scores, axis=-1) == -jnp.inf, axis=1)
-    return jnp.where(none[:, None, None], mask, scores)
+    all_banned = jnp.all(jnp.max(scores, axis=-1) == -jnp.inf, axis=1)  # [batch]
+    return jnp.where(all_banned[:, None, None], mask, scores)
 
 
-def _among(rows: int, ids: jax.Array) -> jax.Array:
-    """bool [rows]: which rows are among ids [m]; ids beyond rows drop."""
-    return jnp.zeros(rows, bool).at[ids].set(True, mode="drop")
+def _token_mask(vocab: int, ids: jax.Array) -> jax.Array:
+    """bool [vocab]: True at ids [m]; ids beyond the vocabulary drop."""
+    return jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
 
 
-def _only(scores: jax.Array, ids: jax.Array, when: jax.Array) -> jax.Array:
-    """Where `when`, everything but ids [m] is banned and they score 0."""
-    return jnp.where(when, jnp.where(_among(scores.shape[-1], ids), 0.0, -jnp.inf), scores)
+def _force_tokens(scores: jax.Array, ids: jax.Array, when: jax.Array) -> jax.Array:
+    """Where `when`, bans all tokens but ids [m], whose scores become 0."""
+    return jnp.where(when, jnp.where(_token_mask(scores.shape[-1], ids), 0.0, -jnp.inf), scores)
 
 
-def _penalised(scores: jax.Array, ids: jax.Array, counts: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Scores of ids [batch, n, m] where `counts`, times the penalty if negative, else divided by it."""
-    old = jnp.take_along_axis(scores, jnp.minimum(ids, scores.shape[-1] - 1), axis=-1)
+def _penalise_tokens(scores: jax.Array, ids: jax.Array, mask: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Multiplies the scores of ids [batch, n, m] by the penalty if negative, else divides them, where `mask`."""
+    old = jnp.take_along_axis(scores, jnp.minimum(ids, scores.shape[-1] - 1), axis=-1)  # [batch, n, m]
     new = jnp.where(old < 0, old * penalty, old / penalty)
-    return set_rows(scores, jnp.where(counts, ids, scores.shape[-1]), new)
+    return set_scores(scores, jnp.where(mask, ids, scores.shape[-1]), new)
 
 
-def _without_ngrams(scores: jax.Array, view: View, text: jax.Array, inside: jax.Array, n: int) -> jax.Array:
-    """Bans tokens that would complete an n-gram of text [batch, n or 1, m], where it has tokens `inside`."""
-    windows, sequences = text.shape[-1] - n + 1, view.sequences
+def _ban_repeated_ngrams(
+    scores: jax.Array, context: DecodingContext, text: jax.Array, mask: jax.Array, n: int
+) -> jax.Array:
+    """Bans tokens that would complete an n-gram of text [batch, n or 1, m], whose tokens are those in `mask`."""
+    windows, sequences = text.shape[-1] - n + 1, context.sequences
     if windows <= 0 or sequences.shape[-1] < n - 1:
         return scores
-    whole = (view.own_length >= n - 1) & jnp.stack([inside[..., k : k + windows] for k in range(n)]).all(axis=0)
-    match = jnp.broadcast_to(whole, (*sequences.shape[:2], windows))
-    last = jax.lax.dynamic_slice_in_dim(sequences, view.length - (n - 1), n - 1, axis=-1)
+    valid = (context.unpadded_length >= n - 1) & jnp.stack([mask[..., k : k + windows] for k in range(n)]).all(axis=0)
+    match = jnp.broadcast_to(valid, (*sequences.shape[:2], windows))
+    last = jax.lax.dynamic_slice_in_dim(sequences, context.length - (n - 1), n - 1, axis=-1)  # [batch, n, n-gram - 1]
     for k in range(n - 1):
         match &= text[..., k : k + windows] == last[..., k : k + 1]
-    return set_rows(scores, jnp.where(match, text[..., n - 1 :], scores.shape[-1]), -jnp.inf)
+    return set_scores(scores, jnp.where(match, text[..., n - 1 :], scores.shape[-1]), -jnp.inf)

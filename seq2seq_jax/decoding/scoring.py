@@ -1,4 +1,4 @@
-"""What a pair thinks of given outputs: log-probabilities and cross-attention, by one teacher-forced pass."""
+"""Log-probabilities and cross-attention of given outputs, by one teacher-forced pass."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from seq2seq_jax.models.inputs import check_inputs
 from seq2seq_jax.models.losses import IGNORED, token_losses
 from seq2seq_jax.models.targets import check_ids, shape_of
 
-# Sequences of like length share a compilation.
+# Lengths within a multiple of this share a compilation.
 BUCKET = 32
 
 
 @struct.dataclass
 class ScoreOutput:
-    """How probable targets are.
+    """Log-probabilities of targets.
 
     Attributes:
       token_log_probs: float32 [batch, target], in nats; 0 where the label is -100.
-      sequence_log_probs: float32 [batch], their sums. token_counts: int32 [batch], how many there are.
+      sequence_log_probs: float32 [batch], their sums. token_counts: int32 [batch], how many labels are not -100.
     """
 
     token_log_probs: jax.Array
@@ -50,10 +50,10 @@ def score(
     *,
     token_type_ids: Any = None,
 ) -> ScoreOutput:
-    """Log-probabilities of targets, given all that stands before each token. Compiles once per shape.
+    """Log-probabilities of targets, of each token given the source and the tokens before it. Compiles once per shape.
 
     Args:
-      params: those of the model, stored or in decoding form.
+      params: of the model, stored or in decoding form.
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens; None: all are.
       labels: int [batch * n, target], n targets for each source in a row; -100 where there is nothing to predict. They
         are shifted right to make the decoder's inputs, as in training.
@@ -81,10 +81,11 @@ def transition_scores(
     pad_token_id: int | None = None,
     token_type_ids: Any = None,
 ) -> jax.Array:
-    """Log-probabilities of the tokens that `generate` wrote: float32 [batch * n, length - prompt_length], 0 behind the
+    """Log-probabilities of the tokens that `generate` chose: float32 [batch * n, length - prompt_length], 0 behind the
     end. Compiles once per shape, lengths within a multiple of 32.
 
-    Of a beam search without processors, their sum / count ** length_penalty is sequences_scores (`written` counts).
+    Of a beam search without processors, their sum / count ** length_penalty is sequences_scores, where `generated_mask`
+    gives the count.
 
     Args:
       input_ids: int [batch, source]. attention_mask: [batch, source], 1 on tokens; None: all are.
@@ -104,11 +105,11 @@ def transition_scores(
             f"prompt_length is {prompt_length} and the sequences have {length} tokens; give 1 to {length - 1},"
             " the start token included"
         )
-    counted = written(model, sequences, prompt_length, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+    mask = generated_mask(model, sequences, prompt_length, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
     width = max(length - 1, min(-(-(length - 1) // BUCKET) * BUCKET, model.config.decoder.max_positions))
     ids, labels = np.zeros((rows, width), np.int32), np.full((rows, width), IGNORED, np.int32)
     ids[:, : length - 1] = sequences[:, :-1]
-    labels[:, prompt_length - 1 : length - 1] = np.where(counted, sequences[:, prompt_length:], IGNORED)
+    labels[:, prompt_length - 1 : length - 1] = np.where(mask, sequences[:, prompt_length:], IGNORED)
     log_probs = _log_probs(model, params, {**inputs, "decoder_input_ids": ids}, labels)
     return log_probs[:, prompt_length - 1 : length - 1]
 
@@ -122,7 +123,7 @@ def cross_attentions(
     *,
     token_type_ids: Any = None,
 ) -> tuple[jax.Array, ...]:
-    """Which source tokens the decoder looks at: for each layer with cross-attention [batch * n, heads, length, source].
+    """Cross-attention weights, for each layer that has them: [batch * n, heads, length, source].
 
     Row t holds the weights while token t is read, which is when token t + 1 is chosen.
 
@@ -139,7 +140,7 @@ def cross_attentions(
     return _cross_attentions(model, params, {**inputs, "decoder_input_ids": sequences})
 
 
-def written(
+def generated_mask(
     model: EncoderDecoder,
     sequences: np.ndarray,
     prompt_length: int = 1,
@@ -147,16 +148,16 @@ def written(
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
 ) -> np.ndarray:
-    """Which tokens of sequences [rows, length] `generate` wrote: bool [rows, length - prompt_length].
+    """The tokens of sequences [rows, length] that `generate` chose: bool [rows, length - prompt_length].
 
-    These are all up to the first end token, that included; without one, all up to the last that is no pad.
+    These are all up to and with the first end token; without one, all up to the last that is no pad.
     """
     config = model.config
     eos = config.eos_token_ids if eos_token_id is None else np.atleast_1d(eos_token_id)
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
     new = np.asarray(sequences)[:, prompt_length:]
     ends = np.isin(new, eos)
-    behind = np.cumsum(ends, axis=1) - ends > 0
+    behind = np.cumsum(ends, axis=1) - ends > 0  # behind the first end token
     tail = np.cumprod((new == pad)[:, ::-1], axis=1)[:, ::-1] > 0
     return ~behind & ~(tail & ~ends.any(axis=1, keepdims=True))
 
@@ -172,7 +173,7 @@ def _cross_attentions(model: EncoderDecoder, params: Any, inputs: dict[str, Any]
 
 
 def _inputs(model: EncoderDecoder, input_ids, attention_mask, token_type_ids, targets, name: str) -> dict[str, Any]:
-    """The encoder's inputs, each row as often as it has targets."""
+    """The encoder's inputs, each row repeated n times: [batch, source] -> [batch * n, source]."""
     source, shape = shape_of("input_ids", input_ids), shape_of(name, targets)
     if len(source) != 2 or len(shape) != 2 or not shape[0] or shape[0] % max(source[0], 1):
         raise ValueError(

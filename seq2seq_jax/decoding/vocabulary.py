@@ -1,4 +1,4 @@
-"""What the tokens of a vocabulary spell, as tables made on the host."""
+"""The texts of a vocabulary's tokens, as tables made on the host."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 
 import numpy as np
 
-# A token is spelled behind this, since decoders treat a text's first token in ways of their own.
+# A token is decoded behind this one, since decoders treat a text's first token in ways of their own.
 _BEFORE = "abcdef"
 _cache: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def once(tokenizer: Any, what: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, called once for a tokenizer, its size and a name of the thing; kept while the tokenizer lives."""
-    key = what, backend_of(tokenizer).get_vocab_size()  # transformers' tokenizers can grow
-    made = _cache.setdefault(tokenizer, {})
-    if key not in made:
-        made[key] = make()
-    return made[key]
+def cached_per_tokenizer(tokenizer: Any, key: Any, make: Callable[[], Any]) -> Any:
+    """`make()`, called once for a tokenizer and a key; the result is kept while the tokenizer lives."""
+    key = key, backend_of(tokenizer).get_vocab_size()  # transformers' tokenizers can grow
+    values = _cache.setdefault(tokenizer, {})
+    if key not in values:
+        values[key] = make()
+    return values[key]
 
 
 def token_texts(tokenizer: Any) -> list[bytes]:
     """The text of each token id within a longer text, UTF-8; tokens of bytes may hold parts of a character.
 
-    Blanks that a mark such as ▁ or Ġ stands for, or that the decoder puts between tokens, are part of it. Ids that are
-    no tokens have none. As torch's StopStringCriteria.clean_tokenizer_vocab.
+    Blanks that a mark such as ▁ or Ġ stands for, or that the decoder puts between tokens, are part of it. An id that is
+    no token has an empty text. As torch's StopStringCriteria.clean_tokenizer_vocab.
 
     Args:
       tokenizer: see `backend_of`.
     """
-    return once(tokenizer, "texts", lambda: _texts(backend_of(tokenizer)))
+    return cached_per_tokenizer(tokenizer, "texts", lambda: _texts(backend_of(tokenizer)))
 
 
 def backend_of(tokenizer: Any) -> Any:
@@ -95,8 +95,8 @@ def _is_byte(token: str) -> bool:
     )
 
 
-def letters(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of each text, uint8 [texts, longest], zeros behind, and how many they are, int32 [texts]."""
+def byte_table(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of each text, uint8 [texts, longest], padded with zeros, and how many they are, int32 [texts]."""
     lengths = np.array([len(text) for text in texts], np.int32)
     table = np.zeros((len(texts), max(1, lengths.max(initial=0))), np.uint8)
     table[np.arange(table.shape[1]) < lengths[:, None]] = np.frombuffer(b"".join(texts), np.uint8)
@@ -106,8 +106,8 @@ def letters(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 def word_pieces(tokenizer: Any) -> tuple[list[bytes], np.ndarray]:
     """The text of each token without blanks, and whether it starts a word, bool [tokens].
 
-    WordPiece: all but pieces with the prefix (##) start one. Otherwise: what begins with a blank, and special tokens,
-    which hold no text, do.
+    WordPiece: all pieces without the prefix (##) start one. Otherwise: tokens that begin with a blank do, and special
+    tokens, which have no text.
     """
     backend = backend_of(tokenizer)
     if type(backend.model).__name__ == "WordPiece":

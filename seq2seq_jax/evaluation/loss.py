@@ -1,4 +1,4 @@
-"""The loss of a pair on examples, targets given."""
+"""The teacher-forced loss of a pair on examples."""
 
 from __future__ import annotations
 

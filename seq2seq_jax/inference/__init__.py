@@ -1,1 +1,1 @@
-"""Decoding of whole corpora."""
+"""Decodes and evaluates corpora."""

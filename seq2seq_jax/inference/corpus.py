@@ -1,4 +1,4 @@
-"""Decoding a corpus: texts in, texts out, in batches of like length and of few shapes."""
+"""Decodes a corpus: buckets its texts by length, in batches of few shapes, which are compiled ahead."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import jax
 import numpy as np
 
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
-from seq2seq_jax.decoding.scoring import transition_scores, written
+from seq2seq_jax.decoding.scoring import generated_mask, transition_scores
 from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.parallel.progress import ProgressBar, progress_bar
 from seq2seq_jax.pretrained.pair import Pretrained
 from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers, pad
 
-# The narrowest batch. Wider ones are 3/2, 2, 3, 4, 6, 8 ... times as wide: few shapes, few compilations.
-NARROWEST = 32
+# The least width of a batch. Wider ones are 3/2, 2, 3, 4, 6, 8 ... times as wide: few shapes, few compilations.
+MIN_WIDTH = 32
 
 
-class Decoded(NamedTuple):
-    """Outputs of one text.
+class TextOutputs(NamedTuple):
+    """The outputs for one text.
 
     Attributes:
       texts: num_return_sequences of them, best first.
-      scores: of each, its log-probability over tokens ** length_penalty, as beam search has it; None: not asked for.
-      tokens: how many tokens all of them have, end tokens included.
+      scores: of each output, log-probability over tokens ** length_penalty, as in beam search; None: not asked for.
+      tokens: how many tokens all outputs have together, end tokens included.
     """
 
     texts: list[str]
@@ -38,39 +38,39 @@ class Decoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Which texts are decoded together, in an array [rows, width]; rows beyond the texts are filled up."""
+    """The indices of texts that are decoded together, in an array [rows, width]; the first text fills the rest."""
 
     texts: list[int]
     rows: int
     width: int
 
 
-class Meter:
-    """A progress bar of texts, with the target tokens written per second."""
+class DecodingProgress:
+    """A progress bar of texts, with the generated tokens per second."""
 
     def __init__(self, bar: ProgressBar):
-        self._bar, self._tokens, self._begin = bar, 0, time.perf_counter()
+        self._bar, self._tokens, self._start = bar, 0, time.perf_counter()
 
-    def __call__(self, decoded: Sequence[Decoded]) -> None:
-        """Counts what a batch gave."""
-        self._tokens += sum(each.tokens for each in decoded)
-        rate = self._tokens / max(time.perf_counter() - self._begin, 1e-9)
+    def add(self, outputs: Sequence[TextOutputs]) -> None:
+        """Counts the outputs of a batch."""
+        self._tokens += sum(each.tokens for each in outputs)
+        rate = self._tokens / max(time.perf_counter() - self._start, 1e-9)
         self._bar.set_postfix(tokens_s=f"{rate:.0f}", refresh=False)
-        self._bar.update(len(decoded))
+        self._bar.update(len(outputs))
 
-    def passed(self, texts: int) -> None:
-        """Counts texts that were there already, which took no time."""
+    def skip(self, texts: int) -> None:
+        """Counts texts whose outputs existed already, without a rate."""
         self._bar.n += texts
         self._bar.initial = self._bar.n
 
 
-def padded_width(length: int, config: EncoderDecoderConfig) -> int:
+def bucket_width(length: int, config: EncoderDecoderConfig) -> int:
     """The width of a batch whose longest text has `length` tokens, within what the encoder takes."""
     encoder = config.encoder
     most = encoder.max_positions
     if encoder.length_limit is not None and length <= encoder.length_limit[0]:
         most = min(most, encoder.length_limit[0])
-    width = NARROWEST
+    width = MIN_WIDTH
     while width < length:
         width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
     return min(width, most)
@@ -79,10 +79,10 @@ def padded_width(length: int, config: EncoderDecoderConfig) -> int:
 def plan_batches(
     lengths: Sequence[int], config: EncoderDecoderConfig, batch_size: int, batch_tokens: int | None = None
 ) -> list[Batch]:
-    """Texts of these lengths (in tokens) in batches, longest first, so that short ones do not pay for long ones.
+    """Sorts texts by length in tokens, longest first, and cuts them into batches, which so need little padding.
 
     A batch has batch_size rows, or the greatest power of two with which rows * width is at most batch_tokens; a text
-    wider than that is a batch alone. So rows follow from the width, and each width is compiled once.
+    longer than that is a batch alone. So the rows follow from the width, and each width is compiled once.
 
     Raises:
       ValueError: if batch_size or batch_tokens is below 1.
@@ -94,7 +94,7 @@ def plan_batches(
     out: list[Batch] = []
     begin = 0
     while begin < len(order):
-        width, rows = padded_width(lengths[order[begin]], config), batch_size
+        width, rows = bucket_width(lengths[order[begin]], config), batch_size
         if batch_tokens is not None and rows * width > batch_tokens:
             rows = 1 << (max(1, batch_tokens // width).bit_length() - 1)
         out.append(Batch(order[begin : begin + rows], rows, width))
@@ -107,32 +107,17 @@ def decode_texts(
     texts: Sequence[str],
     tokenizers: Tokenizers,
     *,
-    batch_size: int = 16,
-    batch_tokens: int | None = None,
-    compact: bool = False,
     max_source_length: int | None = None,
-    progress: bool = False,
-    **settings: Any,
+    **options: Any,
 ) -> list[list[str]]:
-    """Outputs of each text: num_return_sequences strings, best first, in the order of `texts`.
+    """The outputs of each text: num_return_sequences strings, best first, in the order of `texts`.
 
     Args:
-      batch_size, batch_tokens: rows of a batch, and at most how many tokens (rows * width); None: no limit.
-      compact: rows that are done leave the batch; for many batches, since more shapes are compiled.
       max_source_length: in tokens; longer texts are cut. None: what the encoder's positions hold.
-      settings: changes to the pair's generation_config (num_beams=4, ...), and rng for sampling.
+      options: of `decode_ids`.
     """
-    return decode_ids(
-        pretrained,
-        encode_sources(pretrained, texts, tokenizers, max_source_length),
-        tokenizers.target,
-        tokenizers.source.fill_id,
-        batch_size=batch_size,
-        batch_tokens=batch_tokens,
-        compact=compact,
-        progress=progress,
-        **settings,
-    )
+    ids = encode_sources(pretrained, texts, tokenizers, max_source_length)
+    return decode_ids(pretrained, ids, tokenizers.target, tokenizers.source.fill_id, **options)
 
 
 def decode_ids(
@@ -142,25 +127,21 @@ def decode_ids(
     source_pad_id: int,
     *,
     batch_size: int = 16,
-    batch_tokens: int | None = None,
-    compact: bool = False,
     progress: bool = False,
-    **settings: Any,
+    **options: Any,
 ) -> list[list[str]]:
-    """`decode_texts` of encoded sources, unpadded."""
+    """`decode_texts` of encoded sources, unpadded; options: of `decode_encoded`."""
     with progress_bar(total=len(ids), desc="decode", unit="text", disable=not progress) as bar:
-        decoded = decode_rows(
+        outputs = decode_encoded(
             pretrained,
             ids,
             target_tokenizer,
             source_pad_id,
             batch_size=min(batch_size, max(1, len(ids))),
-            batch_tokens=batch_tokens,
-            compact=compact,
-            count=Meter(bar),
-            **settings,
+            on_batch=DecodingProgress(bar).add,
+            **options,
         )
-    return [each.texts for each in decoded]
+    return [each.texts for each in outputs]
 
 
 def encode_sources(
@@ -171,7 +152,7 @@ def encode_sources(
     return tokenizers.source.encode_batch(list(texts), max_length=min(max_source_length or most, most))
 
 
-def decode_rows(
+def decode_encoded(
     pretrained: Pretrained,
     ids: Sequence[Sequence[int]],
     target_tokenizer: Tokenizer,
@@ -181,21 +162,22 @@ def decode_rows(
     batch_tokens: int | None = None,
     compact: bool = False,
     scores: bool = False,
-    count: Callable[[Sequence[Decoded]], None] = lambda decoded: None,
+    on_batch: Callable[[Sequence[TextOutputs]], None] = lambda outputs: None,
     rng: jax.Array | None = None,
     **settings: Any,
-) -> list[Decoded]:
-    """What each row of ids becomes, in their order.
+) -> list[TextOutputs]:
+    """The outputs of each source, in their order.
 
     Args:
       ids: of sources, unpadded, special tokens included.
-      batch_size, batch_tokens: see `plan_batches`. compact: see `decode_texts`.
+      batch_size, batch_tokens: see `plan_batches`.
+      compact: finished rows leave the batch; for many batches, since more shapes are compiled.
       scores: whether to score the outputs, by one more pass where the search itself does not.
-      count: called after each batch with what it gave.
-      rng: a key; each batch draws from its own. settings: changes to the pair's generation_config.
+      on_batch: called with the outputs of each batch.
+      rng: a key; each batch draws from its own. settings: changes to the pair's generation_config (num_beams=4, ...).
     """
     generation = pretrained.generation_config.replace(**settings)
-    out: list[Decoded | None] = [None] * len(ids)
+    out: list[TextOutputs | None] = [None] * len(ids)
     plan = plan_batches([len(row) for row in ids], pretrained.config, batch_size, batch_tokens)
     shapes = dict.fromkeys((batch.rows, batch.width) for batch in plan)
     compile_shape = lambda shape: pretrained.compile_generate(shape, generation, rng=rng, tokenizer=target_tokenizer)
@@ -208,10 +190,10 @@ def decode_rows(
             options = {"rng": key, "tokenizer": target_tokenizer, "compact": compact}
             wait((batch.rows, batch.width))
             arrays = _decode_batch(pretrained, input_ids, mask, generation, options, scores)
-            decoded = [_decoded(target_tokenizer, *(a[i] for a in arrays)) for i in range(len(batch.texts))]
-            for i, each in zip(batch.texts, decoded):
+            outputs = [_text_outputs(target_tokenizer, *(a[i] for a in arrays)) for i in range(len(batch.texts))]
+            for i, each in zip(batch.texts, outputs):
                 out[i] = each
-            count(decoded)
+            on_batch(outputs)
     return out
 
 
@@ -221,12 +203,12 @@ def compiled_ahead(
 ) -> Iterator[Callable[[tuple[int, int]], None]]:
     """Compiles for shapes [rows, width] on other threads, in their order, while batches are decoded.
 
-    Gives a function that waits until a shape is compiled, and raises what its compilation raised.
+    Yields a function that waits until a shape is compiled, and raises what its compilation raised.
     """
     mesh = jax.sharding.get_mesh()
 
     def within(shape: tuple[int, int]) -> None:
-        with nullcontext() if mesh.empty else jax.set_mesh(mesh):  # a thread begins without one
+        with nullcontext() if mesh.empty else jax.set_mesh(mesh):  # a new thread has none
             compile_shape(shape)
 
     # Processes that run together have to compile in one order.
@@ -251,7 +233,7 @@ def _decode_batch(
     generated = pretrained.generate(input_ids, mask, generation, **options)
     sequences = to_host(generated.sequences)
     ends = {"eos_token_id": generation.eos_token_id, "pad_token_id": generation.pad_token_id}
-    counts = written(pretrained.model, sequences, **ends).sum(axis=1)
+    counts = generated_mask(pretrained.model, sequences, **ends).sum(axis=1)
     arrays = [sequences, counts]
     if scores and generated.sequences_scores is not None:
         arrays.append(to_host(generated.sequences_scores))
@@ -259,11 +241,11 @@ def _decode_batch(
         model, params = pretrained.model, pretrained.params
         transitions = to_host(transition_scores(model, params, input_ids, mask, sequences, **ends))
         arrays.append(transitions.sum(axis=1) / np.maximum(counts, 1) ** generation.length_penalty)
-    return tuple(array.reshape(len(input_ids), -1, *array.shape[1:]) for array in arrays)
+    return tuple(array.reshape(len(input_ids), -1, *array.shape[1:]) for array in arrays)  # [rows * n, ...]
 
 
-def _decoded(
+def _text_outputs(
     tokenizer: Tokenizer, sequences: np.ndarray, counts: np.ndarray, scores: np.ndarray | None = None
-) -> Decoded:
+) -> TextOutputs:
     texts = [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in sequences]
-    return Decoded(texts, None if scores is None else scores.tolist(), int(counts.sum()))
+    return TextOutputs(texts, None if scores is None else scores.tolist(), int(counts.sum()))

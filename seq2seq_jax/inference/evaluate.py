@@ -1,4 +1,4 @@
-"""A pair on examples: its loss, its outputs, their scores."""
+"""Evaluates a pair on examples: its loss, its outputs and their scores."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 from seq2seq_jax.config import LossConfig
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.evaluation.loss import corpus_loss
-from seq2seq_jax.evaluation.metrics import measure
+from seq2seq_jax.evaluation.metrics import compute_metrics
 from seq2seq_jax.inference.corpus import decode_ids
 from seq2seq_jax.pretrained.pair import Pretrained
 from seq2seq_jax.text.tokenizer import Tokenizers
 
 
 class Sample(NamedTuple):
-    """One example and what the pair made of it."""
+    """One example and the pair's output."""
 
     source: str
     reference: str
@@ -28,8 +28,8 @@ class Sample(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """scores: loss (nats a target token), perplexity, and those of the metrics (0 to 100). signatures: of the metrics,
-    what their scores depend on."""
+    """scores: loss (nats a target token), perplexity, and those of the metrics (0 to 100).
+    signatures: of the metrics."""
 
     scores: dict[str, float]
     samples: list[Sample]
@@ -52,7 +52,7 @@ def evaluate(
     """The loss of all examples; outputs and scores of `decode_limit` of them, evenly spaced (None: all).
 
     Args:
-      tokenizers_of_metrics: rouge_tokenizer and bleu_tokenize, as `measure` takes them.
+      tokenizers_of_metrics: rouge_tokenizer and bleu_tokenize, as `compute_metrics` takes them.
       loss_config: see `corpus_loss`.
     """
     fill = tokenizers.source.fill_id
@@ -75,5 +75,5 @@ def evaluate(
     samples = [Sample(*pair, hypotheses[0]) for *pair, hypotheses in zip(*texts, outputs)]
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     outputs, references = [s.output for s in samples], [s.reference for s in samples]
-    measured = measure(outputs, references, metrics, **tokenizers_of_metrics)
-    return Evaluation(scores | measured.scores, samples, measured.signatures)
+    results = compute_metrics(outputs, references, metrics, **tokenizers_of_metrics)
+    return Evaluation(scores | results.scores, samples, results.signatures)

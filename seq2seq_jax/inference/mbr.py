@@ -1,4 +1,4 @@
-"""Minimum-Bayes-risk choice: of several outputs of one text, the one that agrees best with the others."""
+"""Minimum Bayes risk decoding: chooses, of several outputs of one text, the one that agrees best with the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from seq2seq_jax.config import nearest
 
-# How good a hypothesis is if a reference were true: greater is better.
+# (hypothesis, reference) -> how good the hypothesis is if the reference is right; greater is better.
 Utility = Callable[[str, str], float]
 
 
@@ -16,7 +16,7 @@ def minimum_bayes_risk(candidates: Sequence[Sequence[str]], utility: str | Utili
     """For each text, the index of the candidate with the greatest mean utility against the others of that text.
 
     Meant for samples of the model: a candidate drawn twice counts twice, so the mean estimates the expected utility.
-    Of equals the first is chosen.
+    Of candidates with equal means the first is chosen.
 
     Source: Eikema & Aziz 2020, https://arxiv.org/abs/2005.10283.
 
@@ -27,12 +27,12 @@ def minimum_bayes_risk(candidates: Sequence[Sequence[str]], utility: str | Utili
     Raises:
       ValueError: for an unknown name, a text without candidates, or a utility that is no number.
     """
-    measure = utility if callable(utility) else named_utility(utility)
-    return [_choose(texts, measure, number) for number, texts in enumerate(candidates)]
+    function = utility if callable(utility) else get_utility(utility)
+    return [_choose(texts, function, number) for number, texts in enumerate(candidates)]
 
 
-def named_utility(name: str) -> Utility:
-    """The function of a name.
+def get_utility(name: str) -> Utility:
+    """The utility function of a name.
 
     Raises:
       ValueError: for an unknown name.
@@ -42,15 +42,15 @@ def named_utility(name: str) -> Utility:
     return UTILITIES[name]()
 
 
-def _choose(texts: Sequence[str], measure: Utility, number: int) -> int:
+def _choose(texts: Sequence[str], utility: Utility, number: int) -> int:
     if not texts:
         raise ValueError(f"text {number} has no candidates; give at least one")
     counts = Counter(texts)
     best, chosen = -math.inf, texts[0]
     for hypothesis in counts if len(texts) > 1 else ():
         others = counts - Counter([hypothesis])
-        values = {reference: measure(hypothesis, reference) for reference in others}
-        # fsum: the order of the terms does not break ties.
+        values = {reference: utility(hypothesis, reference) for reference in others}
+        # fsum does not depend on the order of the terms, which so breaks no ties.
         mean = math.fsum(values[reference] for reference in others.elements()) / (len(texts) - 1)
         if math.isnan(mean):
             raise ValueError(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seq2seq_jax.decoding.loop import Rules, Source
+from seq2seq_jax.decoding.decode_loop import SearchParams, Source, decode_until, prefill
 from seq2seq_jax.decoding.processors import MinLength
 from seq2seq_jax.models.encoder_decoder import DecodeStep
 
@@ -53,18 +53,18 @@ def markov(table, states=None, attention=None):
     return step
 
 
-def rules(max_length, eos=(EOS,), min_length=None, **more):
-    numbers = {name: np.float32(more.pop(name)) for name in list(more) if name.endswith(("_penalty", "_alpha"))}
+def search_params(max_length, eos=(EOS,), min_length=None, **more):
+    penalties = {name: np.float32(more.pop(name)) for name in list(more) if name.endswith(("_penalty", "_alpha"))}
     if min_length is not None:
         more["processors"] = (MinLength(np.int32(min_length), np.array(eos, np.int32)),)
-    if "gnmt_length_penalty" not in numbers:
-        numbers = {"length_penalty": np.float32(1.0), **numbers}
-    return Rules(
+    if "gnmt_length_penalty" not in penalties:
+        penalties = {"length_penalty": np.float32(1.0), **penalties}
+    return SearchParams(
         max_length=np.int32(max_length),
         prompt_length=np.int32(1),
         pad_id=np.int32(PAD),
         eos_ids=np.array(eos, np.int32),
-        numbers=numbers,
+        penalties=penalties,
         **more,
     )
 
@@ -76,3 +76,10 @@ def source(ids=((3, 4, 5),)):
 
 def prompt(rows=1):
     return jnp.full((rows, 1), START, jnp.int32)
+
+
+def run_search(strategy, step, cache, source, prompt, capacity, search_params):
+    """The strategy's results, from one prefill and one run of the loop."""
+    carry = prefill(strategy, step, cache, source, prompt, capacity, search_params)
+    carry = decode_until(strategy, step, carry, search_params, jnp.int32(capacity), jnp.int32(0))
+    return strategy.results(carry.state)

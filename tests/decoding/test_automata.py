@@ -11,10 +11,10 @@ from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig
 from seq2seq_jax.decoding.automata import AhoCorasick, StopStrings, TokenTrie
-from seq2seq_jax.decoding.logits import View
-from seq2seq_jax.decoding.processor_list import automata_of, criteria_of
+from seq2seq_jax.decoding.build_processors import build_automata, build_criteria
+from seq2seq_jax.decoding.context import DecodingContext
 from seq2seq_jax.decoding.vocabulary import token_texts
-from tests.decoding.kinds import jitted
+from tests.decoding.jitted import jitted
 
 
 class Backed:
@@ -23,8 +23,8 @@ class Backed:
         self.backend.decoder = decoders.ByteLevel()
 
 
-begin = jitted(lambda automaton, prompt: automaton.begin(prompt))
-after = jitted(lambda automaton, states, tokens: automaton.next(states, tokens))
+begin = jitted(lambda automaton, prompt: automaton.initial_states(prompt))
+after = jitted(lambda automaton, states, tokens: automaton.next_states(states, tokens))
 next_tokens = jitted(lambda trie, states: trie.allowed(states))
 
 
@@ -66,7 +66,7 @@ def test_trie_of_each_row():
     with pytest.raises(ValueError, match="row 1 of the allowed sequences"):
         TokenTrie.from_rows([[[5]], []], end=1)
     with pytest.raises(ValueError, match="2 rows"):
-        trie.begin(jnp.zeros((3, 1), int))
+        trie.initial_states(jnp.zeros((3, 1), int))
 
 
 def test_trie_is_all_its_sequences():
@@ -124,18 +124,20 @@ def test_stop_strings_that_cannot_be():
     with pytest.raises(ValueError, match="stop_strings"):
         StopStrings.from_strings(["xyz"], Backed("a", "b"))
     with pytest.raises(ValueError, match="stop_strings"):
-        automata_of(GenerationConfig(stop_strings="a"), vocab_size=9, eos=(1,))
+        build_automata(GenerationConfig(stop_strings="a"), vocab_size=9, eos=(1,))
 
 
 def test_stop_strings_from_settings():
     config, tokenizer = GenerationConfig(stop_strings=["ab"]), Backed("a", "b")
-    automaton = automata_of(config, vocab_size=2, eos=(), tokenizer=tokenizer)["stop"]
-    assert automaton is automata_of(config, vocab_size=2, eos=(), tokenizer=tokenizer)["stop"]
-    (criterion,) = criteria_of(config)
+    automaton = build_automata(config, vocab_size=2, eos=(), tokenizer=tokenizer)["stop"]
+    assert automaton is build_automata(config, vocab_size=2, eos=(), tokenizer=tokenizer)["stop"]
+    (criterion,) = build_criteria(config)
     states = read(automaton, [[0, 1], [1, 0]])[-1]
-    view = View(jnp.zeros((1, 2, 4), int), 2, 1, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool), {"stop": states[None]})
-    assert criterion(view).tolist() == [[True, False]]
-    assert criteria_of(GenerationConfig()) == () and automata_of(GenerationConfig(), vocab_size=2, eos=()) == {}
+    context = DecodingContext(
+        jnp.zeros((1, 2, 4), int), 2, 1, jnp.zeros((1, 1), int), jnp.ones((1, 1), bool), {"stop": states[None]}
+    )
+    assert criterion(context).tolist() == [[True, False]]
+    assert build_criteria(GenerationConfig()) == () and build_automata(GenerationConfig(), vocab_size=2, eos=()) == {}
 
 
 def contains(row, phrase):
@@ -163,10 +165,10 @@ def test_constraints():
 
 def test_constraints_from_settings():
     config = GenerationConfig(force_words_ids=[[1, 2], [[3], [4, 5]]])
-    automaton = automata_of(config, vocab_size=9, eos=())["constraints"]
+    automaton = build_automata(config, vocab_size=9, eos=())["constraints"]
     assert read(automaton, [[1, 2, 4], [3, 4, 5]])[-1].met.tolist() == [1, 2]
     with pytest.raises(ValueError, match="force_words_ids"):
-        automata_of(config, vocab_size=5, eos=())
+        build_automata(config, vocab_size=5, eos=())
     for wrong in ([], [[[1]]] * 33, [[[1], []]], [[]]):
         with pytest.raises(ValueError, match="constraints"):
             AhoCorasick.from_phrases(wrong)

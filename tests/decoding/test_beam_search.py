@@ -9,27 +9,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq_jax.decoding import loop
+from seq2seq_jax.decoding import decode_loop
 from seq2seq_jax.decoding.beam_search import BeamSearch
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.decoding.warpers import Temperature, TopKTopP
-from tests.decoding.markov import CAPACITY, EOS, PAD, START, VOCAB, NoCache, markov, prompt, random_table, rules, source
+from tests.decoding.markov import (
+    CAPACITY,
+    EOS,
+    PAD,
+    START,
+    VOCAB,
+    NoCache,
+    markov,
+    prompt,
+    random_table,
+    run_search,
+    search_params,
+    source,
+)
 
 SEARCHES = {}
 
 
 def compiled(strategy):
-    """A search by `strategy` as a compiled function of (table, rules)."""
+    """A search by `strategy` as a compiled function of (table, search_params)."""
     if strategy not in SEARCHES:
         SEARCHES[strategy] = jax.jit(
-            lambda table, r: loop.search(strategy, markov(table), NoCache(), source(), prompt(), CAPACITY, r)
+            lambda table, r: run_search(strategy, markov(table), NoCache(), source(), prompt(), CAPACITY, r)
         )
     return SEARCHES[strategy]
 
 
 def search(table, beams, max_length, eos, early_stopping, **changes):
-    found = compiled(BeamSearch(beams, early_stopping=early_stopping))(table, rules(max_length, eos, **changes))
-    return tuple(np.asarray(found[name][0]) for name in ("sequences", "scores", "parents"))
+    found = compiled(BeamSearch(beams, early_stopping=early_stopping))(table, search_params(max_length, eos, **changes))
+    return tuple(np.asarray(found[name][0]) for name in ("sequences", "scores", "beam_indices"))
 
 
 def plain_search(table, beams, max_length, eos, early_stopping, length_penalty, min_length=0):
@@ -99,7 +112,7 @@ def test_enough_beams_search_exhaustively():
     """With V ** (T - 1) beams nothing is cut, so the best of all sequences must come out."""
     table, max_length = random_table(3, 1.0, vocab=4), 4
     strategy = BeamSearch(4 ** (max_length - 2), early_stopping="never")
-    found = compiled(strategy)(table, rules(max_length, length_penalty=0.0))
+    found = compiled(strategy)(table, search_params(max_length, length_penalty=0.0))
     sequences, scores = found["sequences"], found["scores"]
     best = {}
     for tail in itertools.product(range(4), repeat=max_length - 1):
@@ -113,7 +126,7 @@ def test_enough_beams_search_exhaustively():
 
 def test_greedy_is_the_best_next_token():
     table = random_table(5)
-    found = compiled(Sampling())(table, rules(8))
+    found = compiled(Sampling())(table, search_params(8))
     tokens = [START]
     while len(tokens) < 8 and (len(tokens) == 1 or tokens[-1] != EOS):
         tokens.append(int(table[len(tokens) - 1, tokens[-1]].argmax()))
@@ -130,9 +143,9 @@ def draws(changes, count=20_000, rows=1, seed=0):
         top_p = np.float32(changes["top_p"]) if "top_p" in changes else None
         warpers.append(TopKTopP(top_k, top_p, np.int32(1), 4 if top_k is not None else None))
     strategy = Sampling(count, do_sample=True)
-    r = rules(2, warpers=tuple(warpers), rng=jax.random.key(seed))
+    r = search_params(2, warpers=tuple(warpers), rng=jax.random.key(seed))
     given = source([(3, 4, 5)] * rows)
-    run = jax.jit(lambda table, r: loop.search(strategy, markov(table), NoCache(), given, prompt(rows), 2, r))
+    run = jax.jit(lambda table, r: run_search(strategy, markov(table), NoCache(), given, prompt(rows), 2, r))
     sequences = run(table, r)["sequences"]
     assert sequences.shape == (rows, count, 2)
     return np.asarray(sequences)[:, :, 1], table[0, START]
@@ -178,14 +191,14 @@ def test_a_row_draws_the_same_in_any_batch():
 def test_beam_samples_are_drawn_without_replacement():
     """The first two of a row's four candidates, as an ordered pair: p(a) * p(b) / (1 - p(a))."""
     rows, table = 20_000, random_table(12, 1.0)
-    r = rules(3, rng=jax.random.key(0), eos=(), length_penalty=0.0)
+    r = search_params(3, rng=jax.random.key(0), eos=(), length_penalty=0.0)
     given = source([(3, 4, 5)] * rows)
 
     @jax.jit
     def first_beams(table):
         # After one choice the running beams are the first two drawn, since none of them ends.
         strategy = BeamSearch(2, do_sample=True)
-        return loop.start(strategy, markov(table), NoCache(), given, prompt(rows), 4, r).state
+        return decode_loop.prefill(strategy, markov(table), NoCache(), given, prompt(rows), 4, r).state
 
     state = first_beams(table)
     pairs = np.asarray(state.sequences)[:, :, 1]

@@ -10,9 +10,9 @@ import pytest
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding import generate as generation
 from seq2seq_jax.decoding.beam_search import BeamSearch
+from seq2seq_jax.decoding.decode_loop import SearchParams, Source
 from seq2seq_jax.decoding.generate import generate
-from seq2seq_jax.decoding.loop import Rules, Source
-from seq2seq_jax.decoding.processors import PaddedRows
+from seq2seq_jax.decoding.processors import PaddedVocabulary
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.models.cache import Cache
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
@@ -38,23 +38,25 @@ def pair():
 
 
 def compiled_text(pair, strategy=None, batch=BATCH):
-    rules = Rules(
+    search_params = SearchParams(
         max_length=np.int32(60),
         prompt_length=np.int32(1),
         pad_id=np.int32(0),
         eos_ids=np.array([2], np.int32),
-        processors=(PaddedRows(101),),
-        numbers={"length_penalty": np.float32(1)},
+        processors=(PaddedVocabulary(101),),
+        penalties={"length_penalty": np.float32(1)},
     )
     ids = np.ones((batch, SOURCE), np.int32)
     source = Source(ids, ids.astype(bool), np.arange(batch, dtype=np.int32))
     strategy = strategy or BeamSearch(BEAMS)
     model, params = pair.model.for_decoding(), pair.model.decoding_params(pair.params)
     # Fresh jits, so that a patched cache is traced anew.
-    start = lambda *arguments: engine.start.__wrapped__(model, strategy, BUCKET, *arguments)
-    carry = jax.eval_shape(start, params, source, {}, np.ones((batch, 1), np.int32), rules)
-    advance = jax.jit(lambda *arguments: engine.advance.__wrapped__(model, strategy, *arguments), donate_argnums=1)
-    return advance.lower(params, carry, rules, np.int32(60), np.int32(0)).compile().as_text()
+    prefill = lambda *arguments: engine.prefill.__wrapped__(model, strategy, BUCKET, *arguments)
+    carry = jax.eval_shape(prefill, params, source, {}, np.ones((batch, 1), np.int32), search_params)
+    decode_segment = jax.jit(
+        lambda *arguments: engine.decode_segment.__wrapped__(model, strategy, *arguments), donate_argnums=1
+    )
+    return decode_segment.lower(params, carry, search_params, np.int32(60), np.int32(0)).compile().as_text()
 
 
 def moves_in_loop(text, at_least):
@@ -103,9 +105,9 @@ def test_numbers_do_not_recompile(pair):
     source = np.arange(3, 13).reshape(2, 5)
 
     def run(**settings):
-        before = engine.advance._cache_size(), engine.start._cache_size()
+        before = engine.decode_segment._cache_size(), engine.prefill._cache_size()
         generate(pair.model, pair.params, source, **settings)
-        after = engine.advance._cache_size(), engine.start._cache_size()
+        after = engine.decode_segment._cache_size(), engine.prefill._cache_size()
         assert after[0] - before[0] == after[1] - before[1]
         return after[0] - before[0]
 
@@ -146,8 +148,8 @@ def test_what_was_compiled_ahead_is_not_compiled_again(pair, way, caplog):
         caplog.clear()
         with jax.log_compiles(True):
             run()
-        return re.findall(r"Finished XLA compilation of jit\((start|advance)\)", caplog.text)
+        return re.findall(r"Finished XLA compilation of jit\((prefill|decode_segment)\)", caplog.text)
 
     ids = np.full((3, 7), 5)
-    assert compiled(lambda: pair.compile_generate(ids.shape, settings, rng=rng)) == ["start", "advance"]
+    assert compiled(lambda: pair.compile_generate(ids.shape, settings, rng=rng)) == ["prefill", "decode_segment"]
     assert compiled(lambda: pair.generate(ids, None, settings, rng=rng)) == []

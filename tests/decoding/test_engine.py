@@ -32,7 +32,7 @@ def pair():
 
 # A row's length follows from its source, so that rows end early and late.
 UNEVEN = jax.tree_util.Partial(
-    lambda view: jnp.broadcast_to(view.length > 3 + view.source[:, :1], view.sequences.shape[:2])
+    lambda context: jnp.broadcast_to(context.length > 3 + context.source[:, :1], context.sequences.shape[:2])
 )
 WAYS = {
     "greedy": {},
@@ -77,11 +77,11 @@ QUICK = ("beam",)
     "way", [pytest.param(way, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, way in WAYS.items()]
 )
 def test_segments_and_leaving_rows_change_nothing(pair, way, monkeypatch):
-    monkeypatch.setattr(engine, "FIRST", 128)
+    monkeypatch.setattr(engine, "FIRST_CAPACITY", 128)
     whole = run(pair, **way)
-    monkeypatch.setattr(engine, "FIRST", 32)
-    sizes, real = [], engine.resized
-    monkeypatch.setattr(engine, "resized", lambda carry, capacity, pad, rows: sizes.append(rows) or real(
+    monkeypatch.setattr(engine, "FIRST_CAPACITY", 32)
+    sizes, real = [], engine.resize
+    monkeypatch.setattr(engine, "resize", lambda carry, capacity, pad, rows: sizes.append(rows) or real(
         carry, capacity, pad, rows
     ))  # fmt: skip
     same(run(pair, **way), whole)
@@ -126,8 +126,8 @@ def test_only_allowed_sequences(pair, beams):
 
 
 def test_your_own_processor_and_criterion(pair):
-    odd = jax.tree_util.Partial(lambda scores, view: scores.at[..., 1::2].set(-np.inf))
-    short = jax.tree_util.Partial(lambda view: view.length >= 6 + view.sequences[:, :, 1] * 0)
+    odd = jax.tree_util.Partial(lambda scores, context: scores.at[..., 1::2].set(-np.inf))
+    short = jax.tree_util.Partial(lambda context: context.length >= 6 + context.sequences[:, :, 1] * 0)
     out = run(pair, num_beams=2, processors=[odd], criteria=[short], eos_token_id=(2,))
     assert out.sequences.shape[1] <= 6 and (out.sequences[:, 1:] % 2 == 0).all()
 

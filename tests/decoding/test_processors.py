@@ -12,34 +12,34 @@ from flax import struct
 from tokenizers import decoders, models
 
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf
-from seq2seq_jax.decoding import processor_list, processors, warpers
+from seq2seq_jax.decoding import build_processors, processors, warpers
 from seq2seq_jax.decoding.automata import TokenTrie
-from seq2seq_jax.decoding.logits import View, process
-from seq2seq_jax.decoding.loop import Rules
+from seq2seq_jax.decoding.context import DecodingContext, apply_processors
+from seq2seq_jax.decoding.decode_loop import SearchParams
 from seq2seq_jax.decoding.vocabulary import token_texts
 from seq2seq_jax.models.cpu import top_k
-from tests.decoding.kinds import jitted
+from tests.decoding.jitted import jitted
 
 BANNED = -np.inf
-run = jitted(process)
+run = jitted(apply_processors)
 
 
-def view_of(sequences, length=None, source=((0,),), source_mask=None, **memory):
-    """A view of one row."""
+def make_context(sequences, length=None, source=((0,),), source_mask=None, **automaton_states):
+    """A context of one row."""
     sequences, source = np.array([sequences], np.int32), np.array(source, np.int32)
     length = sequences.shape[-1] if length is None else length
     mask = np.ones(source.shape, bool) if source_mask is None else np.array(source_mask)
-    return View(sequences, np.int32(length), np.int32(1), source, mask, memory)
+    return DecodingContext(sequences, np.int32(length), np.int32(1), source, mask, automaton_states)
 
 
-def apply(processor, scores, view):
-    return np.asarray(run(np.array([scores], np.float32), view, (processor,))[0])
+def apply(processor, scores, context):
+    return np.asarray(run(np.array([scores], np.float32), context, (processor,))[0])
 
 
 def test_rows_beyond_the_vocabulary():
-    got = apply(processors.PaddedRows(2), [[1, 2, 3]], view_of([[0]]))
+    got = apply(processors.PaddedVocabulary(2), [[1, 2, 3]], make_context([[0]]))
     np.testing.assert_array_equal(got, [[1, 2, BANNED]])
-    got = apply(processors.RemoveInvalid(2), [[np.nan, BANNED, 3]], view_of([[0]]))
+    got = apply(processors.RemoveInvalid(2), [[np.nan, BANNED, 3]], make_context([[0]]))
     np.testing.assert_array_equal(got, [[0, np.finfo(np.float32).min, BANNED]])
 
 
@@ -59,41 +59,43 @@ def test_the_highest_are_those_of_top_k(rows, different):
 def test_sequence_bias():
     pairs = [([1], 10.0), ([1], 1.0), ([2, 3], 2.0), ([0, 2, 3], 4.0), ([0, 0, 0, 0, 3], 100.0)]
     bias = processors.SequenceBias.from_pairs(pairs)
-    view = view_of([[0, 2, 9], [1, 2, 9], [2, 0, 9]], length=2)
+    context = make_context([[0, 2, 9], [1, 2, 9], [2, 0, 9]], length=2)
     np.testing.assert_array_equal(
-        apply(bias, np.zeros((3, 4)), view), [[0, 1, 0, 6], [0, 1, 0, 2], [0, 1, 0, 0]]
+        apply(bias, np.zeros((3, 4)), context), [[0, 1, 0, 6], [0, 1, 0, 2], [0, 1, 0, 0]]
     )  # fmt: skip
 
 
 def test_source_processors_pass_over_padding():
-    view = view_of([[0, 1], [0, 3]], source=[[1, 2, 3, 4]], source_mask=[[True, True, True, False]])
-    got = apply(processors.EncoderRepetitionPenalty(np.float32(2)), [[1, 1, -1, 1, 1]] * 2, view)
+    context = make_context([[0, 1], [0, 3]], source=[[1, 2, 3, 4]], source_mask=[[True, True, True, False]])
+    got = apply(processors.EncoderRepetitionPenalty(np.float32(2)), [[1, 1, -1, 1, 1]] * 2, context)
     np.testing.assert_array_equal(got, [[1, 2, -0.5, 2, 1]] * 2)
-    got = apply(processors.EncoderNoRepeatNGram(2), np.zeros((2, 5)), view)
+    got = apply(processors.EncoderNoRepeatNGram(2), np.zeros((2, 5)), context)
     np.testing.assert_array_equal(got, [[0, 0, BANNED, 0, 0], [0, 0, 0, 0, 0]])
     # What stands behind the sequence does not count.
-    got = apply(processors.EncoderNoRepeatNGram(3), np.zeros((2, 5)), view_of([[1, 2]] * 2, 1, source=[[1, 2, 3, 4]]))
+    got = apply(
+        processors.EncoderNoRepeatNGram(3), np.zeros((2, 5)), make_context([[1, 2]] * 2, 1, source=[[1, 2, 3, 4]])
+    )
     np.testing.assert_array_equal(got, np.zeros((2, 5)))
 
 
 def test_ngrams_and_repetition():
-    view = view_of([[1, 2, 1, 2, 0], [0, 1, 2, 3, 0]], length=3)
-    got = apply(processors.NoRepeatNGram(2), np.zeros((2, 4)), view)
+    context = make_context([[1, 2, 1, 2, 0], [0, 1, 2, 3, 0]], length=3)
+    got = apply(processors.NoRepeatNGram(2), np.zeros((2, 4)), context)
     np.testing.assert_array_equal(got, [[0, 0, BANNED, 0], [0, 0, 0, 0]])
-    got = apply(processors.NoRepeatNGram(1), np.zeros((2, 4)), view)
+    got = apply(processors.NoRepeatNGram(1), np.zeros((2, 4)), context)
     np.testing.assert_array_equal(got, [[0, BANNED, BANNED, 0], [BANNED, BANNED, BANNED, 0]])
-    got = apply(processors.NoRepeatNGram(9), np.zeros((2, 4)), view)
+    got = apply(processors.NoRepeatNGram(9), np.zeros((2, 4)), context)
     np.testing.assert_array_equal(got, np.zeros((2, 4)))
-    got = apply(processors.RepetitionPenalty(np.float32(2)), [[1, -1, 1, 1]] * 2, view)
+    got = apply(processors.RepetitionPenalty(np.float32(2)), [[1, -1, 1, 1]] * 2, context)
     np.testing.assert_array_equal(got, [[1, -2, 0.5, 1], [0.5, -2, 0.5, 1]])
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 def test_what_depends_on_the_length(length):
-    view, scores, ends = view_of([[1, 0, 0, 0]], length=length), [[-1.0, 2.0, 3.0]], np.array([0, 1])
+    context, scores, ends = make_context([[1, 0, 0, 0]], length=length), [[-1.0, 2.0, 3.0]], np.array([0, 1])
 
     def check(processor, when, then):
-        np.testing.assert_allclose(apply(processor, scores, view), then if when else scores, rtol=1e-6)
+        np.testing.assert_allclose(apply(processor, scores, context), then if when else scores, rtol=1e-6)
 
     check(processors.MinLength(np.int32(3), ends), length < 3, [[BANNED, BANNED, 3]])
     check(processors.ForcedBos(np.int32(2)), length == 1, [[BANNED, BANNED, 0]])
@@ -108,13 +110,13 @@ def test_what_depends_on_the_length(length):
 def test_allowed_tokens():
     trie = TokenTrie.from_sequences([[1, 2], [1, 3]], end=0)
     processor = processors.AllowedTokens(trie)
-    states = trie.next(jnp.array([[0, 0]]), jnp.array([[1, 3]]))
-    got = apply(processor, [[5, 6, 7, 8]] * 2, view_of([[9], [9]], allowed=states))
+    states = trie.next_states(jnp.array([[0, 0]]), jnp.array([[1, 3]]))
+    got = apply(processor, [[5, 6, 7, 8]] * 2, make_context([[9], [9]], allowed=states))
     np.testing.assert_array_equal(got, [[BANNED, BANNED, 7, 8], [5, BANNED, BANNED, BANNED]])
     # All that is allowed was banned before, in one hypothesis, which goes, or in each: then it is free again.
-    got = apply(processor, [[BANNED, 6, 7, 8]] * 2, view_of([[9], [9]], allowed=states))
+    got = apply(processor, [[BANNED, 6, 7, 8]] * 2, make_context([[9], [9]], allowed=states))
     np.testing.assert_array_equal(got, [[BANNED, BANNED, 7, 8], [BANNED] * 4])
-    got = apply(processor, [[BANNED, 6, BANNED, BANNED]] * 2, view_of([[9], [9]], allowed=states))
+    got = apply(processor, [[BANNED, 6, BANNED, BANNED]] * 2, make_context([[9], [9]], allowed=states))
     np.testing.assert_array_equal(got, [[BANNED, BANNED, 0, 0], [0, BANNED, BANNED, BANNED]])
 
 
@@ -147,18 +149,18 @@ PROBS = [0.5, 0.05, 0.3, 0.15]
 )
 def test_warpers(warper, kept):
     scores = np.log(np.float32([PROBS])) + 3
-    got = apply(warper, scores, view_of([[0]]))
+    got = apply(warper, scores, make_context([[0]]))
     np.testing.assert_array_equal(got, np.where(np.isin(np.arange(4), kept), scores, BANNED))
 
 
 def test_top_h_where_one_token_is_certain():
     """The others tell nothing, and yet are not kept."""
-    got = apply(warpers.TopH(np.float32(0.5)), [[300.0, 0.0, 1.0]], view_of([[0]]))
+    got = apply(warpers.TopH(np.float32(0.5)), [[300.0, 0.0, 1.0]], make_context([[0]]))
     np.testing.assert_array_equal(got, [[300, BANNED, BANNED]])
 
 
 def test_renormalize():
-    got = apply(warpers.Renormalize(), [[0.0, 0.0], [BANNED, 1.0], [BANNED, BANNED]], view_of([[0]]))
+    got = apply(warpers.Renormalize(), [[0.0, 0.0], [BANNED, 1.0], [BANNED, BANNED]], make_context([[0]]))
     np.testing.assert_allclose(got, [[np.log(0.5)] * 2, [BANNED, 0], [BANNED, BANNED]], rtol=1e-6)
 
 
@@ -211,8 +213,8 @@ def test_repeated_words(kind, n):
         ids = np.stack([rng.choice(rng.integers(0, size, 4), 14) for _ in range(60)])
         if kind is word_piece:
             ids[:, 0] = 1  # a first token that continues a word is odd, and its prefix stays in PreSumm
-        view = view_of(ids, length=length)
-        blocked = apply(block, [[0, 0, BANNED]] * 60, view)
+        context = make_context(ids, length=length)
+        blocked = apply(block, [[0, 0, BANNED]] * 60, context)
         for row, scores in zip(ids[:, :length], blocked):
             words = pieces_to_words(tokenizer, row)
             grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
@@ -224,7 +226,7 @@ def test_repeated_words(kind, n):
 
 def test_ids_beyond_the_tokenizer_are_words():
     block = processors.BlockRepeatedWords(processors.word_table(word_piece(), 20), 1)
-    got = apply(block, np.zeros((3, 1)), view_of([[17, 2, 17], [17, 2, 18], [17, 17, 8]]))
+    got = apply(block, np.zeros((3, 1)), make_context([[17, 2, 17], [17, 2, 18], [17, 17, 8]]))
     assert (got < 0).tolist() == [[True], [False], [False]]
 
 
@@ -236,7 +238,7 @@ def test_rows_may_be_vmapped():
         sequence_bias=[([1, 2], 1.0), ([3], 0.5)], no_repeat_word_ngram_size=1, min_length=4,
         exponential_decay_length_penalty=(2, 1.2),
     )  # fmt: skip
-    made = processor_list.processors_of(
+    made = build_processors.build_processors(
         config, vocab_size=13, prompt_length=1, min_length=4, max_length=9, eos=(2,), tokenizer=word_piece()
     )
     lengths = jnp.array([2, 5, 8], jnp.int32)
@@ -245,7 +247,9 @@ def test_rows_may_be_vmapped():
 
     @jax.jit
     def one(scores, sequences, length, source):
-        return process(scores[None], View(sequences[None], length, 1, source[None], source[None] >= 0), made)[0]
+        return apply_processors(
+            scores[None], DecodingContext(sequences[None], length, 1, source[None], source[None] >= 0), made
+        )[0]
 
     alone = [one(*row) for row in zip(scores, sequences, lengths, source)]
     together = jax.vmap(one)(scores, sequences, lengths, source)
@@ -257,7 +261,7 @@ def test_rows_may_be_vmapped():
 class Shift:
     by: float
 
-    def __call__(self, scores, view):
+    def __call__(self, scores, context):
         return scores + self.by
 
 
@@ -287,12 +291,12 @@ ALL = {
 
 
 def test_other_numbers_compile_nothing():
-    once = jax.jit(lambda *arguments: process(*arguments))
+    once = jax.jit(lambda *arguments: apply_processors(*arguments))
     tokenizer = word_piece()
     for i in range(2):
         values = {name: pair[i] for name, pair in ALL.items()}
         config = GenerationConfig(num_beams=2, do_sample=True, **values)
-        made = processor_list.processors_of(
+        made = build_processors.build_processors(
             config,
             vocab_size=13,
             prompt_length=1,
@@ -302,31 +306,33 @@ def test_other_numbers_compile_nothing():
             custom=[Shift(np.float32(i))],
             tokenizer=tokenizer,
         )
-        assert isinstance(made[-2], Shift) and isinstance(made[0], processors.PaddedRows)
-        made += processor_list.warpers_of(config, beams=2, eos=(2,))
-        once(np.zeros((1, 2, 16), np.float32), view_of([[1, 3, 4], [1, 2, 3]]), made)
+        assert isinstance(made[-2], Shift) and isinstance(made[0], processors.PaddedVocabulary)
+        made += build_processors.build_warpers(config, beams=2, eos=(2,))
+        once(np.zeros((1, 2, 16), np.float32), make_context([[1, 3, 4], [1, 2, 3]]), made)
     assert once._cache_size() == 1
 
 
 def test_what_is_off_is_absent():
-    made = processor_list.processors_of(
+    made = build_processors.build_processors(
         GenerationConfig(), vocab_size=9, prompt_length=1, min_length=1, max_length=20, eos=(2,)
     )
-    assert [type(one) for one in made] == [processors.PaddedRows]
+    assert [type(one) for one in made] == [processors.PaddedVocabulary]
     config = GenerationConfig(temperature=0.5, renormalize_logits=True)
-    assert processor_list.warpers_of(config, beams=1, eos=(2,)) == ()
-    made = processor_list.processors_of(config, vocab_size=9, prompt_length=1, min_length=1, max_length=20, eos=(2,))
-    assert [type(one) for one in made] == [processors.PaddedRows, warpers.Renormalize]
+    assert build_processors.build_warpers(config, beams=1, eos=(2,)) == ()
+    made = build_processors.build_processors(
+        config, vocab_size=9, prompt_length=1, min_length=1, max_length=20, eos=(2,)
+    )
+    assert [type(one) for one in made] == [processors.PaddedVocabulary, warpers.Renormalize]
     assert isinstance(
-        processor_list.warpers_of(config.replace(do_sample=True), beams=1, eos=())[-1], warpers.Renormalize
+        build_processors.build_warpers(config.replace(do_sample=True), beams=1, eos=())[-1], warpers.Renormalize
     )
     # Words are counted after that, or it would be undone.
     words = config.replace(no_repeat_word_ngram_size=3, num_beams=2)
     lengths = {"prompt_length": 1, "min_length": 1, "max_length": 20}
-    made = processor_list.processors_of(words, vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths)
+    made = build_processors.build_processors(words, vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths)
     assert [type(one) for one in made[1:]] == [warpers.Renormalize, processors.BlockRepeatedWords]
     with pytest.raises(ValueError, match="renormalize_logits"):
-        processor_list.processors_of(
+        build_processors.build_processors(
             words.replace(do_sample=True), vocab_size=9, eos=(2,), tokenizer=word_piece(), **lengths
         )
     # The same settings as torch writes them.
@@ -373,18 +379,18 @@ def test_settings_that_do_not_fit(name, value):
     lengths = {"prompt_length": 1, "min_length": 1, "max_length": 20}
     for tokenizer in (None, word_piece()):
         with pytest.raises(ValueError, match=name):
-            processor_list.processors_of(
+            build_processors.build_processors(
                 GenerationConfig(**{name: value}), vocab_size=9, eos=(2,), tokenizer=tokenizer, **lengths
             )
     with pytest.raises(ValueError, match="allowed has 9"):
         trie = TokenTrie.from_sequences([[1, 9], [3]], end=2)
-        processor_list.processors_of(GenerationConfig(), vocab_size=9, eos=(2,), allowed=trie, **lengths)
+        build_processors.build_processors(GenerationConfig(), vocab_size=9, eos=(2,), allowed=trie, **lengths)
 
 
-def test_searches_by_rules_of_other_kinds_are_other_programs():
+def test_processors_of_other_classes_are_another_program():
     numbers = {"max_length": 3, "prompt_length": 1, "pad_id": 0, "eos_ids": np.array([2])}
     kinds = [processors.RepetitionPenalty, processors.EncoderRepetitionPenalty, warpers.Temperature]
-    found = [jax.tree.structure(Rules(processors=(kind(np.float32(2)),), **numbers)) for kind in kinds]
+    found = [jax.tree.structure(SearchParams(processors=(kind(np.float32(2)),), **numbers)) for kind in kinds]
     assert all(a != b for a, b in itertools.combinations(found, 2)), "compiled as one and the same"
-    same = Rules(processors=(kinds[0](np.float32(3)),), **numbers)
+    same = SearchParams(processors=(kinds[0](np.float32(3)),), **numbers)
     assert jax.tree.structure(same) == found[0], "another number would compile"

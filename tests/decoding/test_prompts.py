@@ -6,7 +6,7 @@ import pytest
 
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import generate
-from seq2seq_jax.decoding.scoring import transition_scores, written
+from seq2seq_jax.decoding.scoring import generated_mask, transition_scores
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 
 SIZES = {
@@ -163,7 +163,7 @@ def test_scores_of_samples_are_the_models(pair):
     settings = {"do_sample": True, "rng": KEY, "num_return_sequences": 4, "max_new_tokens": 6, "length_penalty": 0.7}
     drawn = run(pair, **settings, top_p=0.9, temperature=1.5)
     each = transition_scores(pair.model, pair.params, SOURCE, None, drawn.sequences)
-    count = written(pair.model, drawn.sequences).sum(axis=1)
+    count = generated_mask(pair.model, drawn.sequences).sum(axis=1)
     np.testing.assert_allclose(drawn.sequences_scores, each.sum(axis=1) / count**0.7, rtol=1e-4)
     best = run(pair, **settings, top_p=0.9, temperature=1.5, best_first=True)
     order = np.argsort(-drawn.sequences_scores.reshape(3, 4), axis=1) + 4 * np.arange(3)[:, None]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.decoding import scoring
-from seq2seq_jax.decoding.scoring import cross_attentions, score, transition_scores, written
+from seq2seq_jax.decoding.scoring import cross_attentions, generated_mask, score, transition_scores
 from tests.weights.checkpoints import BERT, GPT2, make_pair
 
 # Two targets for each of two sources.
@@ -64,7 +64,7 @@ def test_beam_scores_are_sums_of_transition_scores(pair, length_penalty):
     )  # fmt: skip
     sequences, ends = np.asarray(out.sequences), {"eos_token_id": (2, 9, 12)}
     scores = transition_scores(pair.model, pair.params, IDS, MASK, sequences, prompt_length=3, **ends)
-    counted = written(pair.model, sequences, 3, **ends)
+    counted = generated_mask(pair.model, sequences, 3, **ends)
     np.testing.assert_array_equal(counted, np.asarray(out.beam_indices) >= 0)
     assert scores.shape == (6, sequences.shape[1] - 3) and not np.asarray(scores)[~counted].any()
     sums = np.sum(scores, axis=1) / counted.sum(axis=1) ** length_penalty
@@ -72,14 +72,14 @@ def test_beam_scores_are_sums_of_transition_scores(pair, length_penalty):
     assert length_penalty > 0 or not counted.all(), "no sequence ends early, so tails are not tested"
 
 
-def test_written(pair):
+def test_generated_mask(pair):
     #                an end and a tail   a tail only         pads inside         the end token opens
     rows = np.array([[1, 5, 6, 2, 0, 0], [1, 5, 6, 7, 0, 0], [1, 0, 5, 2, 0, 0], [2, 2, 0, 0, 0, 0]])
     expected = [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
-    assert written(pair.model, rows).astype(int).tolist() == expected
+    assert generated_mask(pair.model, rows).astype(int).tolist() == expected
     # Two end tokens, of which one is the pad.
-    assert written(pair.model, rows[:1], eos_token_id=(6, 0), pad_token_id=0).astype(int).tolist() == [[1, 1, 0, 0, 0]]
-    assert written(pair.model, rows[1:2], eos_token_id=0, pad_token_id=0).astype(int).tolist() == [[1, 1, 1, 1, 0]]
+    for row, eos, mask in ((rows[:1], (6, 0), [1, 1, 0, 0, 0]), (rows[1:2], 0, [1, 1, 1, 1, 0])):
+        assert generated_mask(pair.model, row, eos_token_id=eos, pad_token_id=0).astype(int).tolist() == [mask]
 
 
 def test_compiles_once_per_shape(pair):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq_jax.config import GenerationConfig
-from seq2seq_jax.inference.corpus import Meter, decode_ids, decode_rows, padded_width, plan_batches
+from seq2seq_jax.inference.corpus import DecodingProgress, bucket_width, decode_encoded, decode_ids, plan_batches
 
 START, PAD, EOS = 1, 0, 2
 
@@ -62,7 +62,7 @@ def test_plan(lengths, batch_size, batch_tokens):
     assert len({(batch.rows, batch.width) for batch in plan}) == len({batch.width for batch in plan})
     for number, batch in enumerate(plan):
         longest = max(lengths[i] for i in batch.texts)
-        assert longest <= batch.width == padded_width(longest, config()) <= max(32, 1.5 * longest)
+        assert longest <= batch.width == bucket_width(longest, config()) <= max(32, 1.5 * longest)
         assert batch.rows == len(batch.texts) or number == len(plan) - 1, "only the last one is filled up"
         assert batch.rows == batch_size or batch.rows & (batch.rows - 1) == 0
         if batch_tokens is not None and batch.rows > 1:
@@ -72,13 +72,13 @@ def test_plan(lengths, batch_size, batch_tokens):
 
 
 def test_widths():
-    assert [padded_width(n, config()) for n in (1, 32, 33, 48, 49, 65, 97, 200, 500)] == [
+    assert [bucket_width(n, config()) for n in (1, 32, 33, 48, 49, 65, 97, 200, 500)] == [
         32, 32, 48, 48, 64, 96, 128, 256, 512
     ]  # fmt: skip
-    assert len({padded_width(n, config(2**20)) for n in range(1, 2**20, 13)}) == 31
-    assert padded_width(20, config(30)) == 30
+    assert len({bucket_width(n, config(2**20)) for n in range(1, 2**20, 13)}) == 31
+    assert bucket_width(20, config(30)) == 30
     limited = config(4096, length_limit=(700, "..."))
-    assert padded_width(600, limited) == 700 and padded_width(701, limited) == 768
+    assert bucket_width(600, limited) == 700 and bucket_width(701, limited) == 768
 
 
 @pytest.mark.parametrize("batch_size, batch_tokens", [(0, None), (1, 0)])
@@ -103,11 +103,11 @@ def test_order_is_restored_and_last_batch_filled():
 
 def test_several_outputs_scores_and_tokens():
     rows = [[5], [6, 7], [8, 9, 10]]
-    decoded = decode_rows(Echo(copies=2), rows, Numbers(), PAD, batch_size=2, scores=True)
+    decoded = decode_encoded(Echo(copies=2), rows, Numbers(), PAD, batch_size=2, scores=True)
     assert [each.texts for each in decoded] == [[echoed(row)] * 2 for row in rows]
     assert [each.scores for each in decoded] == [[0, 1]] * 3
     assert [each.tokens for each in decoded] == [4, 6, 8], "end tokens count, filled rows do not"
-    assert decode_rows(Echo(copies=2), rows, Numbers(), PAD, batch_size=2)[0].scores is None
+    assert decode_encoded(Echo(copies=2), rows, Numbers(), PAD, batch_size=2)[0].scores is None
 
 
 def test_each_batch_draws_from_its_own_key():
@@ -116,16 +116,16 @@ def test_each_batch_draws_from_its_own_key():
     assert len({tuple(jax.random.key_data(key).tolist()) for key in pair.keys}) == 3
 
 
-def test_meter():
+def test_progress():
     shown = {}
     bar = SimpleNamespace(
         n=0, initial=0, set_postfix=lambda tokens_s, refresh: shown.update(rate=tokens_s),
         update=lambda count: shown.update(count=count),
     )  # fmt: skip
-    meter = Meter(bar)
-    meter.passed(7)
+    progress = DecodingProgress(bar)
+    progress.skip(7)
     decode_ids(Echo(), [[5, 6]] * 3, Numbers(), PAD)
-    meter(decode_rows(Echo(), [[5, 6]] * 3, Numbers(), PAD, batch_size=3))
+    progress.add(decode_encoded(Echo(), [[5, 6]] * 3, Numbers(), PAD, batch_size=3))
     assert shown["count"] == 3 and float(shown["rate"]) > 0 and bar.n == bar.initial == 7
 
 

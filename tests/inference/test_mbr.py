@@ -6,7 +6,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq_jax.inference.mbr import minimum_bayes_risk, named_utility
+from seq2seq_jax.inference.mbr import get_utility, minimum_bayes_risk
 
 texts = st.lists(st.sampled_from(["a b c", "a b", "b a c d", "d", "", "a b c d e"]), min_size=1, max_size=6)
 
@@ -31,7 +31,7 @@ def by_definition(candidates, utility):
 @settings(max_examples=40)
 @given(candidates=st.lists(texts, max_size=3))
 def test_definition(utility, candidates):
-    function = utility if callable(utility) else named_utility(utility)
+    function = utility if callable(utility) else get_utility(utility)
     assert minimum_bayes_risk(candidates, utility) == [by_definition(each, function) for each in candidates]
 
 
@@ -44,9 +44,9 @@ def test_duplicates_count_as_often_as_drawn():
 def test_named_utilities():
     pairs = list(itertools.product(["the cat sat", "cats sat down"], repeat=2))
     for name, function in (("chrf", sacrebleu.sentence_chrf), ("bleu", sacrebleu.sentence_bleu)):
-        assert [named_utility(name)(*pair) for pair in pairs] == [function(h, [r]).score for h, r in pairs]
+        assert [get_utility(name)(*pair) for pair in pairs] == [function(h, [r]).score for h, r in pairs]
     # With the stemmer two of three words are common.
-    assert named_utility("rougeL")(*pairs[1]) == pytest.approx(100 * 2 / 3)
+    assert get_utility("rougeL")(*pairs[1]) == pytest.approx(100 * 2 / 3)
 
 
 def test_refusals():

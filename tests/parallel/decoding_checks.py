@@ -33,10 +33,10 @@ WAYS = {
     "lookup": {"prompt_lookup_num_tokens": 3},
 }
 # The cache grows once, and rows leave.
-engine.FIRST, engine.SHRINK = 32, 2
+engine.FIRST_CAPACITY, engine.SHRINK = 32, 2
 IDS = np.random.default_rng(0).integers(3, 61, (8, 9))
 UNEVEN = jax.tree_util.Partial(
-    lambda view: jnp.broadcast_to(view.length > 3 + view.source[:, :1] // 2, view.sequences.shape[:2])
+    lambda context: jnp.broadcast_to(context.length > 3 + context.source[:, :1] // 2, context.sequences.shape[:2])
 )
 
 one = s2s.from_encoder_decoder_configs(BERT, BERT, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2, seed=3)

@@ -15,9 +15,8 @@ from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.inference import evaluate as inference
-from seq2seq_jax.inference import line_decoder
 from seq2seq_jax.inference.evaluate import evaluate
-from seq2seq_jax.inference.line_decoder import LineDecoder
+from seq2seq_jax.inference.window_decoder import WindowDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.text.tokenizer import load_tokenizer
@@ -95,9 +94,9 @@ def recorded(function):
 
 
 def generate():
-    line_decoder.LineDecoder = recorded(LineDecoder)
+    script.WindowDecoder = recorded(WindowDecoder)
     (WORK / "in.txt").write_text("".join(text + "\n" for text in texts))
-    decode = LineDecoder(alone.pretrained.for_decoding(), alone.tokenizers, window=16, batch_size=8, scores=True)
+    decode = WindowDecoder(alone.pretrained.for_decoding(), alone.tokenizers, window=16, batch_size=8, scores=True)
     lines = "".join(decode(i, texts[16 * i :][:16]) for i in range(3)).splitlines()
     expected = [json.loads(line) for line in lines]
     arguments = (f"--input={WORK / 'in.txt'}", "--scores", "--window=16")
@@ -110,7 +109,7 @@ def generate():
     held("the output of one device")
 
     options = {"window": 16, "batch_size": 8, "scores": True}
-    assert LineDecoder(seen[-1], alone.tokenizers, **options).settings() == decode.settings()
+    assert WindowDecoder(seen[-1], alone.tokenizers, **options).settings() == decode.settings()
     held("the settings of one device, so that a partial output goes on")
     check_refusals(*arguments)
 

@@ -18,58 +18,58 @@ from transformers.generation.logits_process import LogitsProcessorList, PrefixCo
 from seq2seq_jax.config import GenerationConfig, generation_from_hf, generation_to_hf  # noqa: E402
 from seq2seq_jax.decoding import warpers  # noqa: E402
 from seq2seq_jax.decoding.automata import StopStrings, TokenTrie  # noqa: E402
-from seq2seq_jax.decoding.logits import View, process  # noqa: E402
-from seq2seq_jax.decoding.processor_list import processors_of, warpers_of  # noqa: E402
-from tests.decoding.kinds import jitted  # noqa: E402
+from seq2seq_jax.decoding.build_processors import build_processors, build_warpers  # noqa: E402
+from seq2seq_jax.decoding.context import DecodingContext, apply_processors  # noqa: E402
+from tests.decoding.jitted import jitted  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
 BATCH, BEAMS, ROWS, VOCAB, CAPACITY, SOURCE = 2, 3, 41, 37, 16, 9
 EOS = (2, 5)
-run = jitted(process)
-advanced = jitted(lambda automaton, states, tokens: automaton.next(states, tokens))
+run = jitted(apply_processors)
+advanced = jitted(lambda automaton, states, tokens: automaton.next_states(states, tokens))
 
 
 def case(rng, rows=ROWS, **changes):
-    """Random scores, and a view of sequences of few different tokens."""
+    """Random scores, and a context of sequences of few different tokens."""
     scores = rng.normal(size=(BATCH, BEAMS, rows)) * rng.choice([0.3, 1.0, 4.0])
-    view = {
+    context = {
         "sequences": rng.integers(0, rng.choice([3, 8, VOCAB]), (BATCH, BEAMS, CAPACITY)),
         "length": rng.integers(1, CAPACITY + 1),
         "prompt_length": 1,
         "source": rng.integers(0, rng.choice([4, VOCAB]), (BATCH, SOURCE)),
         **changes,
     }
-    arrays = {name: jnp.asarray(value, jnp.int32) for name, value in view.items()}
-    return jnp.asarray(scores, jnp.float32), View(source_mask=jnp.ones((BATCH, SOURCE), bool), **arrays)
+    arrays = {name: jnp.asarray(value, jnp.int32) for name, value in context.items()}
+    return jnp.asarray(scores, jnp.float32), DecodingContext(source_mask=jnp.ones((BATCH, SOURCE), bool), **arrays)
 
 
-def theirs(settings, scores, view, *, max_length, beams=BEAMS, mask=None):
+def theirs(settings, scores, context, *, max_length, beams=BEAMS, mask=None):
     """The scores that torch's generate makes with these settings."""
     # Off unless asked for, as in a GenerationConfig that generate has not filled up.
     config = transformers.GenerationConfig(**{"num_beams": beams, "max_length": max_length, **settings})
     config._eos_token_tensor = torch.tensor(EOS)
     if config.min_new_tokens is not None:
-        config.min_length = int(view.prompt_length) + config.min_new_tokens
+        config.min_length = int(context.prompt_length) + config.min_new_tokens
     generator = types.SimpleNamespace(
         config=types.SimpleNamespace(is_encoder_decoder=True),
         _merge_criteria_processor_list=lambda default, custom: default,
     )
     made = transformers.GenerationMixin._get_logits_processor(
-        generator, config, input_ids_seq_length=int(view.prompt_length),
-        encoder_input_ids=torch.tensor(np.array(view.source, np.int64)), logits_processor=LogitsProcessorList(),
+        generator, config, input_ids_seq_length=int(context.prompt_length),
+        encoder_input_ids=torch.tensor(np.array(context.source, np.int64)), logits_processor=LogitsProcessorList(),
     )  # fmt: skip
-    ids = torch.tensor(np.array(view.sequences[..., : int(view.length)], np.int64)).flatten(0, 1)
+    ids = torch.tensor(np.array(context.sequences[..., : int(context.length)], np.int64)).flatten(0, 1)
     known = scores[..., : VOCAB if scores.shape[-1] == ROWS else None]
     assert made, settings
     return made(ids, torch.tensor(np.array(known)).flatten(0, 1)).numpy().reshape(known.shape)
 
 
-def ours(settings, scores, view, *, max_length, beams=BEAMS):
+def ours(settings, scores, context, *, max_length, beams=BEAMS):
     config = GenerationConfig(**{"num_beams": beams, "top_k": 0, **settings})
-    prompt = int(view.prompt_length)
+    prompt = int(context.prompt_length)
     shortest = config.min_length if config.min_new_tokens is None else prompt + config.min_new_tokens
-    made = processors_of(
+    made = build_processors(
         config,
         vocab_size=VOCAB if scores.shape[-1] == ROWS else scores.shape[-1],
         prompt_length=prompt,
@@ -77,7 +77,7 @@ def ours(settings, scores, view, *, max_length, beams=BEAMS):
         max_length=max_length,
         eos=EOS,
     )
-    return np.asarray(run(scores, view, (*made, *warpers_of(config, beams=beams, eos=EOS))))
+    return np.asarray(run(scores, context, (*made, *build_warpers(config, beams=beams, eos=EOS))))
 
 
 def same(got, expected):
@@ -144,13 +144,13 @@ def test_processors(name):
         settings = {field: PROCESSORS[name](rng)}
         # Lengths at which something happens are few; prompts as torch has them.
         length = rng.integers(1, 5) if field.startswith(("forced", "begin")) else rng.integers(1, CAPACITY + 1)
-        scores, view = case(rng, length=length, prompt_length=min(length, rng.choice([1, 2])))
+        scores, context = case(rng, length=length, prompt_length=min(length, rng.choice([1, 2])))
         if field == "remove_invalid_values":
             odd = rng.choice([0.0, np.nan, np.inf, -np.inf], scores.shape)
             scores = jnp.where(odd == 0, scores, odd)
         max_length = int(length) + int(rng.integers(1, 3))
-        expected = theirs(settings, scores, view, max_length=max_length)
-        same(ours(settings, scores, view, max_length=max_length), expected)
+        expected = theirs(settings, scores, context, max_length=max_length)
+        same(ours(settings, scores, context, max_length=max_length), expected)
         changed += not np.array_equal(expected, scores[..., :VOCAB])
     assert changed > 1, "the cases try nothing"
 
@@ -161,9 +161,9 @@ def test_warpers(name, beams):
     rng = np.random.default_rng(len(name))
     for _ in range(14):
         settings = {"do_sample": True, name: WARPERS[name](rng)}
-        scores, view = case(rng)
-        expected = theirs(settings, scores, view, max_length=CAPACITY, beams=beams)
-        same(ours(settings, scores, view, max_length=CAPACITY, beams=beams), expected)
+        scores, context = case(rng)
+        expected = theirs(settings, scores, context, max_length=CAPACITY, beams=beams)
+        same(ours(settings, scores, context, max_length=CAPACITY, beams=beams), expected)
 
 
 def odd_scores(rng, rows):
@@ -238,9 +238,9 @@ def test_warpers_of_many_rows(names):
     rng = np.random.default_rng(0)
     for _ in range(6):
         settings = {"do_sample": True, **{name: WARPERS[name](rng) for name in names}}
-        scores, view = case(rng, rows=300)
-        expected = theirs(settings, scores, view, max_length=CAPACITY)
-        same(ours(settings, scores, view, max_length=CAPACITY), expected)
+        scores, context = case(rng, rows=300)
+        expected = theirs(settings, scores, context, max_length=CAPACITY)
+        same(ours(settings, scores, context, max_length=CAPACITY), expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -255,10 +255,10 @@ def test_in_order(seed):
     for _ in range(6):
         settings = {name.split()[0]: (WARPERS | PROCESSORS)[name](rng) for name in names}
         settings = {**settings, **sizes, "do_sample": sample}
-        scores, view = case(rng)
+        scores, context = case(rng)
         scores = jnp.where(rng.random(scores.shape) < 0.1, -jnp.inf, jax.nn.log_softmax(scores))
-        expected = theirs(settings, scores, view, max_length=CAPACITY)
-        same(ours(settings, scores, view, max_length=CAPACITY), expected)
+        expected = theirs(settings, scores, context, max_length=CAPACITY)
+        same(ours(settings, scores, context, max_length=CAPACITY), expected)
 
 
 @pytest.mark.parametrize("name", ["encoder_repetition_penalty", "encoder_no_repeat_ngram_size"])
@@ -267,13 +267,13 @@ def test_source_padding_is_absent(name, left):
     """Rows of a padded source count as they do alone; torch takes the pads for tokens."""
     rng = np.random.default_rng(0)
     for _ in range(5):
-        scores, view = case(rng)
+        scores, context = case(rng)
         kept = slice(3, None) if left else slice(None, -3)
         mask = np.zeros((BATCH, SOURCE), bool)
         mask[:, kept] = True
         settings = {name: 1.5 if "penalty" in name else 2}
-        expected = theirs(settings, scores, view.replace(source=view.source[:, kept]), max_length=CAPACITY)
-        same(ours(settings, scores, view.replace(source_mask=mask), max_length=CAPACITY), expected)
+        expected = theirs(settings, scores, context.replace(source=context.source[:, kept]), max_length=CAPACITY)
+        same(ours(settings, scores, context.replace(source_mask=mask), max_length=CAPACITY), expected)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
@@ -290,11 +290,13 @@ def test_allowed_tokens(per_row):
         return sorted(found)
 
     for trial in range(6):
-        scores, view = case(rng, prompt_length=2, length=2)
-        states, ids = trie.begin(view.sequences[:, 0, :2])[:, None], np.array(view.sequences)
+        scores, context = case(rng, prompt_length=2, length=2)
+        states, ids = trie.initial_states(context.sequences[:, 0, :2])[:, None], np.array(context.sequences)
         states = jnp.broadcast_to(states, (BATCH, BEAMS))
         for length in range(2, 6):
-            view = view.replace(length=jnp.int32(length), sequences=jnp.asarray(ids), memory={"allowed": states})
+            context = context.replace(
+                length=jnp.int32(length), sequences=jnp.asarray(ids), automaton_states={"allowed": states}
+            )
             if trial % 3:  # all that the first row, or its first hypothesis, may write is banned already
                 scores = scores.at[0, : BEAMS if trial % 3 == 1 else 1, :10].set(-jnp.inf)
             options = [[next_of(row, ids[row, beam, :length]) for beam in range(BEAMS)] for row in range(BATCH)]
@@ -303,10 +305,10 @@ def test_allowed_tokens(per_row):
             judge = PrefixConstrainedLogitsProcessor(next_of, BEAMS)
             flat = torch.tensor(ids[..., :length].reshape(-1, length).astype(np.int64))
             expected = judge(flat, torch.tensor(np.array(scores[..., :VOCAB])).flatten(0, 1)).numpy()
-            made = processors_of(
+            made = build_processors(
                 config, vocab_size=VOCAB, prompt_length=2, min_length=0, max_length=CAPACITY, eos=EOS, allowed=trie
             )
-            same(np.asarray(run(scores, view, made)), expected.reshape(BATCH, BEAMS, VOCAB))
+            same(np.asarray(run(scores, context, made)), expected.reshape(BATCH, BEAMS, VOCAB))
             # Walk on, to an end only when nothing else is left.
             chosen = [[rng.choice([o for o in c if o not in EOS] or c) for c in row] for row in options]
             ids[..., length] = chosen
@@ -383,7 +385,7 @@ def test_stop_strings(kind):
     for strings in STOPS:
         judge = stopping_criteria.StopStringCriteria(theirs, strings)
         automaton = StopStrings.from_strings(strings, tokenizer)
-        states = automaton.begin(ids[:, :2])
+        states = automaton.initial_states(ids[:, :2])
         for length in range(3, 11):
             states = advanced(automaton, states, ids[:, length - 1])
             expected = judge(torch.tensor(ids[:, :length].astype(np.int64)), None).numpy()

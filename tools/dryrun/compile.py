@@ -1,8 +1,8 @@
 """Compiles a run's training step and search from shapes alone, without the run's devices.
 
 No array is allocated and no weights are read: the config.json of both sides is enough. The programs are those of a run:
-the step of `training/setup.py` on the config's mesh, its state donated and sharded as in the run; and `start` and
-`advance` of `decoding/engine.py`, with the model in decoding form. XLA's analyses say what the compiled programs need.
+the step of `training/setup.py` on the config's mesh, its state donated and sharded as in the run; and `prefill` and
+`decode_segment` of `decoding/engine.py`, with the model in decoding form. XLA's analyses say what the programs need.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from seq2seq_jax.config import ATTENTION_IMPLS, EncoderDecoderConfig, GenerationConfig, TrainConfig, check
 from seq2seq_jax.data.plan import BatchPlan, Bucket
 from seq2seq_jax.decoding import engine
-from seq2seq_jax.decoding.generate import rules_of, strategy_of
-from seq2seq_jax.decoding.loop import Source
+from seq2seq_jax.decoding.decode_loop import Source
+from seq2seq_jax.decoding.generate import make_search_params, make_strategy
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.models.transformer import check_length
@@ -246,8 +246,8 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
             f"evaluation.batch_size is {rows}, and the mesh splits it {parts} ways; give a multiple of {parts}"
         )
     settings = GenerationConfig().replace(**config.generation)
-    strategy, rules = strategy_of(settings), rules_of(settings, model.config, 1, source)
-    capacity = engine.room(strategy, int(rules.max_length))
+    strategy, search_params = make_strategy(settings), make_search_params(settings, model.config, 1, source)
+    capacity = engine.cache_capacity(strategy, int(search_params.max_length))
     params = decoding_params(model, mesh)
     model = model.for_decoding()
 
@@ -258,15 +258,16 @@ def dry_decode(config: TrainConfig, model: EncoderDecoder, mesh: Mesh) -> Decode
     prompt = given(jnp.int32, rows, 1)
     held, dtype = {"parameters": bytes_held(params)}, jnp.dtype(model.dtype).name
     report = DecodeReport(rows, source, strategy.slots, capacity, dtype, held, *(None,) * 4)
-    start = jax.jit(engine.start.__wrapped__, static_argnames=("model", "strategy", "capacity"))
+    start = jax.jit(engine.prefill.__wrapped__, static_argnames=("model", "strategy", "capacity"))
     try:
-        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, {}, prompt, rules)
+        begun = _compiled(start, mesh, model, strategy, capacity, params, inputs, {}, prompt, search_params)
         carry = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             begun.out_info, begun.output_shardings,
         )  # fmt: skip
         report = dataclasses.replace(report, held={**report.held, "cache": bytes_held(carry.cache)})
-        loop = _compiled(engine.advance, mesh, model, strategy, params, carry, rules, np.int32(capacity), np.int32(0))
+        limits = np.int32(capacity), np.int32(0)
+        loop = _compiled(engine.decode_segment, mesh, model, strategy, params, carry, search_params, *limits)
     except DoesNotFit as error:
         return dataclasses.replace(report, needed=error.needed)
     text = loop.as_text()

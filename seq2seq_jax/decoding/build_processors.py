@@ -1,6 +1,6 @@
-"""From generation settings to processors, warpers, criteria and automata.
+"""Builds processors, warpers, criteria and automata from a GenerationConfig.
 
-Numbers go in as numpy scalars and arrays, so that settings with other numbers have the same structure and compile
+Their numbers are numpy scalars and arrays, so that settings with other numbers have the same structure and compile
 nothing.
 """
 
@@ -14,15 +14,15 @@ import numpy as np
 from seq2seq_jax.config import GenerationConfig, check
 from seq2seq_jax.decoding import processors as p
 from seq2seq_jax.decoding import warpers as w
-from seq2seq_jax.decoding.automata import AhoCorasick, AtStopString, StopStrings, TokenTrie
-from seq2seq_jax.decoding.logits import Automaton, Criterion, Processor
-from seq2seq_jax.decoding.prefix import AllowedByFunction
+from seq2seq_jax.decoding.automata import AhoCorasick, StopStringCriterion, StopStrings, TokenTrie
+from seq2seq_jax.decoding.context import Automaton, Criterion, Processor
+from seq2seq_jax.decoding.prefix_function import AllowedByFunction
 
-# The best scores are ordered in steps of powers of two from here, so that another top_k seldom compiles.
-_WIDTH = 64
+# The least width of the sort in TopKTopP; widths are powers of two, so that another top_k seldom compiles.
+_MIN_WIDTH = 64
 
 
-def processors_of(
+def build_processors(
     settings: GenerationConfig,
     *,
     vocab_size: int,
@@ -33,24 +33,23 @@ def processors_of(
     custom: Sequence[Processor] = (),
     tokenizer: Any = None,
     allowed: TokenTrie | None = None,
-    asked: np.int32 | None = None,
+    prefix_function_id: np.int32 | None = None,
     pads: int = 0,
 ) -> tuple[Processor, ...]:
-    """What the settings ask for, in torch's order (`_get_logits_processor`), `custom` ones behind torch's.
+    """The processors of the settings, in torch's order (`_get_logits_processor`), `custom` ones behind torch's.
 
     Args:
-      vocab_size: rows of the scores that are true.
+      vocab_size: without padding.
       prompt_length, min_length, max_length: in tokens, start token and prompt included.
       eos: end tokens.
       tokenizer: of the target; has a `backend`. Needed with no_repeat_word_ngram_size.
-      allowed: the sequences that may follow the prompt. asked: the number of a function of allowed tokens
-        (decoding/prefix.py).
+      allowed: the sequences that may follow the prompt. prefix_function_id: see `prefix_function.register`.
       pads: the most pads before a prompt; with some, min_length and max_length of the settings do not count them.
 
     Raises:
       ValueError: naming the setting at fault and what to give.
     """
-    s, out = settings, [p.PaddedRows(vocab_size)]
+    s, out = settings, [p.PaddedVocabulary(vocab_size)]
     _check_ids(s, vocab_size)
     if s.sequence_bias:
         out.append(p.SequenceBias.from_pairs(s.sequence_bias))
@@ -62,7 +61,7 @@ def processors_of(
         out.append(p.NoRepeatNGram(s.no_repeat_ngram_size))
     if s.encoder_no_repeat_ngram_size:
         out.append(p.EncoderNoRepeatNGram(s.encoder_no_repeat_ngram_size))
-    # Ends are never bad words.
+    # An end token alone is never a bad word.
     bad = [ids for ids in s.bad_words_ids or () if len(ids) > 1 or ids[0] not in eos]
     if bad:
         out.append(p.SequenceBias.from_pairs([(ids, -np.inf) for ids in bad]))
@@ -73,13 +72,13 @@ def processors_of(
         largest = allowed.largest
         check(largest < vocab_size, f"allowed has {largest}; give ids below the vocabulary's size {vocab_size}")
         out.append(p.AllowedTokens(allowed))
-    if asked is not None:
-        out.append(AllowedByFunction(asked, vocab_size))
+    if prefix_function_id is not None:
+        out.append(AllowedByFunction(prefix_function_id, vocab_size))
     if s.forced_bos_token_id is not None:
         out.append(p.ForcedBos(np.int32(s.forced_bos_token_id)))
     if s.forced_eos_token_id is not None:
-        own = pads > 0 and limits_rows(s)
-        out.append(p.ForcedEos(np.atleast_1d(np.int32(s.forced_eos_token_id)), np.int32(max_length), own))
+        skip_pads = pads > 0 and length_excludes_pads(s)
+        out.append(p.ForcedEos(np.atleast_1d(np.int32(s.forced_eos_token_id)), np.int32(max_length), skip_pads))
     if s.remove_invalid_values:
         out.append(p.RemoveInvalid(vocab_size))
     if s.exponential_decay_length_penalty and eos:
@@ -89,8 +88,8 @@ def processors_of(
         out.append(p.SuppressTokens(np.array(s.suppress_tokens, np.int32)))
     if s.begin_suppress_tokens:
         forced = s.forced_bos_token_id is not None
-        begin = np.int32(prompt_length + (prompt_length == 1 and forced))
-        out.append(p.BeginSuppressTokens(np.array(s.begin_suppress_tokens, np.int32), begin, forced))
+        length = np.int32(prompt_length + (prompt_length == 1 and forced))
+        out.append(p.BeginSuppressTokens(np.array(s.begin_suppress_tokens, np.int32), length, forced))
     out += custom
     if s.renormalize_logits and not s.do_sample:
         out.append(w.Renormalize())
@@ -99,11 +98,11 @@ def processors_of(
     return tuple(out)
 
 
-def warpers_of(settings: GenerationConfig, *, beams: int, eos: tuple[int, ...]) -> tuple[Processor, ...]:
-    """What the settings ask for where tokens are drawn, in torch's order; none without do_sample.
+def build_warpers(settings: GenerationConfig, *, beams: int, eos: tuple[int, ...]) -> tuple[Processor, ...]:
+    """The warpers of the settings, in torch's order; none without do_sample.
 
     Args:
-      beams: hypotheses a row in beam search, which needs a continuation beside the ends; 1 without.
+      beams: num_beams; a beam needs a continuation beside the end tokens.
       eos: end tokens.
     """
     s = settings
@@ -129,12 +128,12 @@ def warpers_of(settings: GenerationConfig, *, beams: int, eos: tuple[int, ...]) 
     return tuple(out)
 
 
-def criteria_of(settings: GenerationConfig) -> tuple[Criterion, ...]:
-    """What ends a sequence beside end tokens, the greatest length and the clock."""
-    return (AtStopString(),) if settings.stop_strings else ()
+def build_criteria(settings: GenerationConfig) -> tuple[Criterion, ...]:
+    """The criteria of the settings; end tokens, max_length and max_time are none."""
+    return (StopStringCriterion(),) if settings.stop_strings else ()
 
 
-def automata_of(
+def build_automata(
     settings: GenerationConfig,
     *,
     vocab_size: int,
@@ -142,13 +141,13 @@ def automata_of(
     tokenizer: Any = None,
     allowed: TokenTrie | None = None,
 ) -> dict[str, Automaton]:
-    """What processors, criteria and constrained search remember of each hypothesis.
+    """The automata whose states processors, criteria and constrained beam search read.
 
     Args:
       tokenizer: of the target; has a `backend`. Needed with stop_strings.
 
     Returns:
-      "allowed" (the given trie), "stop" (of stop_strings), "constraints" (of force_words_ids), where there are such.
+      By name: "allowed" (the given trie), "stop" (of stop_strings), "constraints" (of force_words_ids).
     """
     out: dict[str, Automaton] = {}
     if allowed is not None:
@@ -164,13 +163,13 @@ def automata_of(
     return out
 
 
-def limits_rows(settings: GenerationConfig) -> bool:
-    """Whether the greatest length is one of whole sequences, and so counts no pads before a prompt."""
+def length_excludes_pads(settings: GenerationConfig) -> bool:
+    """Whether the greatest length is max_length, which does not count pads before a prompt."""
     return settings.max_new_tokens is None and settings.max_length is not None
 
 
 def _check_ids(settings: GenerationConfig, vocab_size: int) -> None:
-    """Tokens that cannot be written at all are a mistake."""
+    """Raises ValueError for ids outside the vocabulary."""
     for name in ("sequence_bias", "bad_words_ids", "force_words_ids", "forced_bos_token_id", "forced_eos_token_id"):
         value = getattr(settings, name)
         value = [ids for ids, _ in value] if name == "sequence_bias" and value else value
@@ -203,7 +202,7 @@ def _top_k_top_p(settings: GenerationConfig, keep: int) -> w.TopKTopP:
     width, top_k, top_p, tail = None, None, None, None
     if settings.top_k:
         top_k = np.int32(settings.top_k)
-        width = max(_WIDTH, 1 << (max(settings.top_k, keep) - 1).bit_length())
+        width = max(_MIN_WIDTH, 1 << (max(settings.top_k, keep) - 1).bit_length())
     if settings.top_p < 1:
         top_p, tail = np.float32(settings.top_p), np.float32(1 - settings.top_p)
     return w.TopKTopP(top_k, top_p, np.int32(keep), width, tail)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
-from seq2seq_jax.evaluation.words import sentences, words
+from seq2seq_jax.evaluation.text_segmentation import split_sentences, split_words
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ from seq2seq_jax.evaluation.words import sentences, words
     ],
 )
 def test_words(text, expected):
-    assert words(text) == expected
+    assert split_words(text) == expected
 
 
 @given(st.text(st.characters(max_codepoint=127)))
 def test_words_of_ascii_are_those_of_rouge_score(text):
-    assert words(text) == DefaultTokenizer(use_stemmer=False).tokenize(text)
+    assert split_words(text) == DefaultTokenizer(use_stemmer=False).tokenize(text)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,15 @@ def test_words_of_ascii_are_those_of_rouge_score(text):
     ],
 )
 def test_sentences_with_spaces_between(expected):
-    assert sentences(" ".join(expected)) == expected
-    assert sentences("\n".join(expected) + "\n") == expected
+    assert split_sentences(" ".join(expected)) == expected
+    assert split_sentences("\n".join(expected) + "\n") == expected
 
 
 @pytest.mark.parametrize("expected", [["今天天气很好。", "“我们去公园玩！”", "好吗？"], ["これはペンです。", "はい。"]])
 def test_sentences_without_spaces_between(expected):
-    assert sentences("".join(expected)) == expected
+    assert split_sentences("".join(expected)) == expected
 
 
 def test_lines_are_sentences():
-    assert sentences("A b. C d\n\n e. F\n") == ["A b. C d", " e. F"]
-    assert sentences("") == sentences(" \n ") == []
+    assert split_sentences("A b. C d\n\n e. F\n") == ["A b. C d", " e. F"]
+    assert split_sentences("") == split_sentences(" \n ") == []

@@ -1,4 +1,4 @@
-"""Texts of a file, a window of them at a time: any size fits."""
+"""Reads the texts of a file of any size, a window of them at a time."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from seq2seq_jax.text.files import Place, Record, is_compressed, kind_of, read_r
 
 @dataclass
 class _Cursor:
-    """Where reading stands: the window that comes next, and the records from there on."""
+    """The number of the next window to read, and the records from its first on."""
 
     window: int
     records: Iterator[Record]
 
 
 @dataclass(frozen=True)
-class Lines:
+class TextWindows:
     """The texts of a file as `text.files` reads it: one a line, or those under `field` of its records.
 
-    Line n of a .txt or .jsonl file is output n: a blank line is an empty text in the one, and in the other an error,
-    but at the end, where it does not count. Of CSV, TSV and Parquet it is record n, whatever its lines; blank lines of
+    Line n of a .txt or .jsonl file is text n: a blank line is an empty text in .txt, and an error in .jsonl, but at its
+    end, where it does not count. In CSV, TSV and Parquet record n is text n, however many lines it has; blank lines of
     CSV and TSV do not count.
 
     Attributes:
       field: of the records; None: the line is the text.
       window: how many texts are read at once.
       count: how many texts there are.
-      offsets: where each window begins.
+      offsets: the place in the file where each window begins.
       fingerprint: a hash of the file's bytes.
     """
 
@@ -42,11 +42,11 @@ class Lines:
     count: int
     offsets: tuple[Place, ...]
     fingerprint: str
-    _kept: list[_Cursor] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+    _open: list[_Cursor] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
-    def scan(cls, path: str | Path, *, window: int, field: str | None = None) -> Lines:
-        """Reads the file once, so that a bad line is known before anything is decoded.
+    def scan(cls, path: str | Path, *, window: int, field: str | None = None) -> TextWindows:
+        """Reads the file once, so that a bad line is reported before anything is decoded.
 
         Raises:
           FileNotFoundError: if there is no such file.
@@ -81,13 +81,13 @@ class Lines:
         return [texts[0] for _, texts in records]
 
     def _cursor(self, number: int) -> _Cursor:
-        """One that stands before window `number`. Only in a compressed file is it kept, since only there it is dear to
-        begin anew: a window is found by decompressing all that comes before it."""
+        """A cursor at window `number`. That of a compressed file stays open, since a window of it is found only by
+        decompressing all that comes before."""
         if not is_compressed(self.path):
             return _Cursor(number, read_records(self.path, _fields(self.field), start=self.offsets[number]))
-        if not self._kept or self._kept[0].window > number:
-            self._kept[:] = [_Cursor(0, read_records(self.path, _fields(self.field)))]
-        cursor = self._kept[0]
+        if not self._open or self._open[0].window > number:
+            self._open[:] = [_Cursor(0, read_records(self.path, _fields(self.field)))]
+        cursor = self._open[0]
         skipped = (number - cursor.window) * self.window
         next(itertools.islice(cursor.records, skipped, skipped), None)
         return cursor
@@ -98,12 +98,12 @@ def _fields(field: str | None) -> tuple[str, ...]:
 
 
 def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Texts in lists of `size`; the last one may be short."""
+    """Lists of `size` texts; the last one may be short."""
     texts = iter(texts)
     while window := list(itertools.islice(texts, size)):
         yield window
 
 
 def one_line(text: str) -> str:
-    """The text with a space for each line break, so that any reader finds one line."""
+    """The text with a space in place of each line break, also of those that only Unicode knows."""
     return " ".join(text.splitlines())

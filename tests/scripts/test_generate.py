@@ -1,4 +1,4 @@
-"""scripts/generate.py on a tiny pair with a real tokenizer: killed and continued, in two processes, in all its ways."""
+"""scripts/generate.py and `WindowDecoder` on a tiny pair with a real tokenizer; killed and continued."""
 
 import dataclasses
 import gzip
@@ -23,10 +23,10 @@ from absl.testing import flagsaver
 from seq2seq_jax.config import GenerationConfig
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.inference.corpus import decode_texts
-from seq2seq_jax.inference.line_decoder import LineDecoder
-from seq2seq_jax.inference.lines import one_line
 from seq2seq_jax.inference.mbr import minimum_bayes_risk
-from seq2seq_jax.inference.partial import directory_of
+from seq2seq_jax.inference.text_windows import one_line
+from seq2seq_jax.inference.window_decoder import WindowDecoder
+from seq2seq_jax.inference.windowed_output import partial_directory
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.pair import quantize
 from seq2seq_jax.pretrained.saving import save_pretrained
@@ -70,7 +70,7 @@ def trained(work):
 def decoder(trained, *, generation=None, **options):
     pretrained = trained.pretrained
     pretrained = pretrained.replace(generation_config=pretrained.generation_config.replace(**(generation or {})))
-    return LineDecoder(pretrained, trained.tokenizers, **{"window": WINDOW, "batch_size": BATCH, **options})
+    return WindowDecoder(pretrained, trained.tokenizers, **{"window": WINDOW, "batch_size": BATCH, **options})
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +81,14 @@ def texts(work):
 # scripts/generate.py, which kills itself while it writes window 3.
 KILLED = """
 import os, runpy, signal, sys
-from seq2seq_jax.inference.partial import Partial
-append = Partial.append
-def killed(self, number, content):
-    if number == 3:
-        self._part.write(content[: len(content) // 2])
-        self._part.flush()
+from seq2seq_jax.inference import windowed_output
+write = windowed_output._write
+def killed(path, parts, **options):
+    if path.name == "window-00000003":
+        path.with_name(path.name + ".tmp").write_bytes(parts[0][: len(parts[0]) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
-    append(self, number, content)
-Partial.append = killed
+    write(path, parts, **options)
+windowed_output._write = killed
 sys.path.insert(0, "scripts")
 runpy.run_path("scripts/generate.py", run_name="__main__")
 """
@@ -109,8 +108,8 @@ def test_killed_and_continued_by_two_processes(work, trained, texts):
     killed = begin(work, output, program=("-c", KILLED))
     shown = killed.communicate(timeout=300)[0].decode()
     assert killed.returncode == -signal.SIGKILL, shown[-3000:]
-    journal, part = ((directory_of(output) / name).read_bytes() for name in ("journal-0", "part-0"))
-    assert journal.count(b"\n") == 3 and not part.endswith(b"\n") and not output.exists()
+    windows = sorted(path.name for path in partial_directory(output).glob("window-*"))
+    assert windows == [*(f"window-{i:08d}" for i in range(3)), "window-00000003.tmp"] and not output.exists()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -120,15 +119,15 @@ def test_killed_and_continued_by_two_processes(work, trained, texts):
         shown = process.communicate(timeout=300)[0].decode()
         assert process.returncode == 0, shown[-3000:]
         assert f"{COUNT // 2}/{COUNT // 2}" in shown and "tokens_s=" in shown
-    assert not directory_of(output).exists()
+    assert not partial_directory(output).exists()
 
     # An uninterrupted run, here; and another way to the same: all at once, in other batches.
     decode = decoder(trained)
-    whole = "".join(decode(i, texts[i * WINDOW : (i + 1) * WINDOW]) for i in range(COUNT // WINDOW))
-    assert output.read_bytes() == whole.encode()
+    expected = "".join(decode(i, texts[i * WINDOW : (i + 1) * WINDOW]) for i in range(COUNT // WINDOW))
+    assert output.read_bytes() == expected.encode()
     at_once = decode_texts(trained.pretrained, texts[: 4 * BATCH], trained.tokenizers, batch_size=BATCH)
-    assert whole.startswith("".join(one_line(text) + "\n" for (text,) in at_once))
-    assert len(set(whole.splitlines())) > COUNT / 3, "the outputs hardly depend on the inputs"
+    assert expected.startswith("".join(one_line(text) + "\n" for (text,) in at_once))
+    assert len(set(expected.splitlines())) > COUNT / 3, "the outputs hardly depend on the inputs"
 
 
 def test_scores(trained, texts):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seq2seq_jax.inference.lines import Lines, one_line, windows
+from seq2seq_jax.inference.text_windows import TextWindows, one_line, windows
 
 
 def all_of(lines):
@@ -21,7 +21,7 @@ def test_text_file(tmp_path, ending):
     path.write_bytes("\r\n".join(texts).encode() + ending.encode() if ending else "\n".join([*texts, "e"]).encode())
     expected = texts if ending else [*texts, "e"]
     for window in (1, 2, 5, 9):
-        lines = Lines.scan(path, window=window)
+        lines = TextWindows.scan(path, window=window)
         assert lines.count == len(expected)
         assert all_of(lines) == list(windows(expected, window))
         assert [lines.size(i) for i in range(len(lines.offsets))] == [len(w) for w in windows(expected, window)]
@@ -31,16 +31,16 @@ def test_fingerprint_and_empty_file(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_text("x\ny\n")
     b.write_text("x\nz\n")
-    assert Lines.scan(a, window=1).fingerprint == Lines.scan(a, window=2).fingerprint
-    assert Lines.scan(a, window=1).fingerprint != Lines.scan(b, window=1).fingerprint
+    assert TextWindows.scan(a, window=1).fingerprint == TextWindows.scan(a, window=2).fingerprint
+    assert TextWindows.scan(a, window=1).fingerprint != TextWindows.scan(b, window=1).fingerprint
     b.write_text("")
-    assert all_of(Lines.scan(b, window=3)) == [] and Lines.scan(b, window=3).count == 0
+    assert all_of(TextWindows.scan(b, window=3)) == [] and TextWindows.scan(b, window=3).count == 0
 
 
 def test_json_lines(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"id": i, "text": f"a\n{i}"}) + "\n" for i in range(3)) + "\n \n")
-    assert all_of(Lines.scan(path, window=2, field="text")) == [["a\n0", "a\n1"], ["a\n2"]]
+    assert all_of(TextWindows.scan(path, window=2, field="text")) == [["a\n0", "a\n1"], ["a\n2"]]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_windows_in_any_order(tmp_path, name):
         with pa.output_stream(path, compression=None if not name.endswith(".zst") else "zstd") as file:
             file.write({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(content))
     for window in (1, 4, 11, 20):
-        lines = Lines.scan(path, window=window, field=field)
+        lines = TextWindows.scan(path, window=window, field=field)
         expected = list(windows(texts, window))
         assert all_of(lines) == expected
         for number in (len(expected) - 1, 0, len(expected) // 2, len(expected) // 2, len(expected) - 1):
@@ -73,7 +73,7 @@ def test_windows_in_any_order(tmp_path, name):
 
 def test_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n")
-    assert Lines.scan(tmp_path / "a.txt", window=9).read(0) == ["a", "\ufeffb"]
+    assert TextWindows.scan(tmp_path / "a.txt", window=9).read(0) == ["a", "\ufeffb"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_bad_line_is_found_before_anything_is_decoded(tmp_path, content, message
     path = tmp_path / "in.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        Lines.scan(path, window=1, field="text")
+        TextWindows.scan(path, window=1, field="text")
 
 
 def test_one_line():
