@@ -4,8 +4,8 @@ from absl import flags
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import parse_settings
+from seq2seq_jax.inference.trained import Trained, load_trained
 from seq2seq_jax.pretrained.pair import quantize
-from seq2seq_jax.training.checkpoints import Trained, load_trained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "A run's workdir, a directory that we or torch saved, or a hub id.", required=True)

@@ -16,6 +16,7 @@ import tokenizers
 from seq2seq_jax.data.long_text import is_long, tokenize_long
 from seq2seq_jax.weights import tokenizer_files
 from seq2seq_jax.weights.files import local_directory
+from seq2seq_jax.weights.workdir import model_directory
 
 # Where the two sides of a pair have different tokenizers, the source's lies at the root and the target's here.
 TARGET_FOLDER = "target_tokenizer"
@@ -196,9 +197,9 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
     """Loads the tokenizer of a family of the package, or any that has a `tokenizer.json`.
 
     Args:
-      path_or_id: a directory laid out as the hub lays it out (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and
-        `merges.txt`, or a sentencepiece `.model`; with the small JSON files beside them), or else a hub id, whose
-        tokenizer files are fetched.
+      path_or_id: a run's workdir, a directory laid out as the hub lays it out (`tokenizer.json`, or `vocab.txt`, or
+        `vocab.json` and `merges.txt`, or a sentencepiece `.model`; with the small JSON files beside them), or else a
+        hub id, whose tokenizer files are fetched.
       side: "source" or "target". A pair with two tokenizers holds the source's at the root and the target's in the
         folder `target_tokenizer`; without that folder both sides use the root.
 
@@ -211,7 +212,7 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
     if side not in _SIDES:
         raise ValueError(f"side {side!r}: unknown; pass one of {', '.join(map(repr, _SIDES))}")
     names = [*tokenizer_files.FILES, "config.json"]
-    directory = local_directory(path_or_id, [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)])
+    directory = local_directory(model_directory(path_or_id), [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)])
     model_config = tokenizer_files.read_json(directory / "config.json")
     part = "encoder"  # also for a target without its own folder, as in torch
     if side == "target" and (directory / TARGET_FOLDER).is_dir():

@@ -173,7 +173,10 @@ class Family:
       aliases: other names of fields in config.json (the torch class's attribute_map); under a model_type: its own.
       old_rope: what stood in older files for the entries of rope_parameters (see `reading.rope_parameters`).
       torch_cross: whether the torch class, as a decoder, has cross-attention.
-      head_by_file: the head is its own where a file has one that differs, whatever config.json says (T5).
+      with_tensors: (config.json, checkpoint, prefix of its names) -> config.json, in families where the tensors of a
+        file decide a field (T5's head: tied, or its own).
+      causal_lm: whether torch has a causal language model of the decoder alone.
+      encoder_classes: model_type -> torch class of the encoder alone, in families of sequence-to-sequence models.
       whole: for models of encoder and decoder.
     """
 
@@ -188,7 +191,9 @@ class Family:
     aliases: Mapping[str, Any] = field(default_factory=dict)
     old_rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_theta": "rope_theta"})
     torch_cross: bool = True
-    head_by_file: bool = False
+    with_tensors: Callable[[Mapping[str, Any], Any, str], dict[str, Any]] | None = None
+    causal_lm: bool = True
+    encoder_classes: Mapping[str, str] = field(default_factory=dict)
     whole: Whole | None = None
 
     @property

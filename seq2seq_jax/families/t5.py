@@ -1,5 +1,7 @@
 """T5, mT5, UMT5, Flan-T5 (transformers.T5ForConditionalGeneration and its halves): RMS norms, biases by distance."""
 
+import numpy as np
+
 from seq2seq_jax.config import LayerSettings, RelativeBias
 from seq2seq_jax.families.rules import Family, Whole, attention_rules, linear_rules, norm_rules, rule
 
@@ -53,6 +55,17 @@ def from_hf(hf, role):
     return settings
 
 
+def with_tensors(hf, checkpoint, prefix):
+    """config.json that says of the head what the file does: it is tied, unless the file has one that differs."""
+    head = f"{prefix}lm_head.weight"
+    tables = [n for n in (f"{prefix}shared.weight", f"{prefix}decoder.embed_tokens.weight") if n in checkpoint]
+    own = head in checkpoint and tables and not np.array_equal(checkpoint.read(head), checkpoint.read(tables[0]))
+    out = dict(hf)
+    if hf["model_type"] != "mt5":
+        out.setdefault("scale_decoder_outputs", hf.get("tie_word_embeddings") is not False)
+    return {**out, "tie_word_embeddings": not own}
+
+
 def rules(config):
     layer, flax = "block.{layer}.layer", "layers/{layer}"
     head = ("lm_head.weight",) if config.head and config.tie_head else ()
@@ -104,7 +117,9 @@ FAMILY = Family(
         "encoder": {"num_hidden_layers": "num_layers"},
         "decoder": {"num_hidden_layers": "num_decoder_layers"},
     },
-    head_by_file=True,
+    with_tensors=with_tensors,
+    causal_lm=False,
+    encoder_classes={t: f"{c}EncoderModel" for t, c in CLASSES.items()},
     whole=Whole(
         architectures={t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()},
         prefixes={"encoder": "encoder.", "decoder": "decoder."},

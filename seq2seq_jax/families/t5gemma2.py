@@ -54,6 +54,7 @@ FAMILY = replace(
     rules=rules,
     prefixes={"encoder": (*ENCODER, "encoder.", "encoder.text_model."), "decoder": ("model.decoder.", "decoder.")},
     aside={"encoder": (VISION,)},
+    causal_lm=False,
     old_rope=gemma.FAMILY.old_rope,
     whole=Whole(
         architectures={"t5gemma2": "T5Gemma2ForConditionalGeneration"},

@@ -1,4 +1,7 @@
-"""Parameters as Orbax / TensorStore directories, restored straight onto a mesh."""
+"""Parameters as Orbax / TensorStore directories, restored straight onto a mesh.
+
+Orbax is imported where it is used: it takes longer to import than the rest of the package.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
@@ -21,6 +23,8 @@ PARAMS = "params"
 
 def save_params(directory: Path, config: EncoderDecoderConfig, params: Mapping[str, Any]) -> None:
     """Writes `directory`/params, the vocabulary without padding; replaces what was there."""
+    import orbax.checkpoint as ocp
+
     flat = flatten_dict(params, sep="/")
     for path, array in flat.items():
         role, _, leaf = path.partition("/")
@@ -42,6 +46,8 @@ def restore_params(
     Raises:
       ValueError: if the stored tree is not the model's, naming a parameter.
     """
+    import orbax.checkpoint as ocp
+
     wanted = {p: leaf for p, leaf in leaves(model).items() if only is None or re.match(only, p)}
     if not wanted:
         raise ValueError(f"no parameter's path matches only={only!r}; paths begin with 'encoder/' or 'decoder/'")

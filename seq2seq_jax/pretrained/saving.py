@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ from seq2seq_jax.families import registry
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.pretrained import orbax
+from seq2seq_jax.pretrained.generation import generation_file
 from seq2seq_jax.weights import hf_config
-from seq2seq_jax.weights.files import write_json, write_safetensors
+from seq2seq_jax.weights.files import HUB_ERRORS, hub_reason, write_json, write_safetensors
 from seq2seq_jax.weights.loading import export_pieces, torch_tensors
 
 if TYPE_CHECKING:
@@ -50,6 +52,47 @@ def save_pretrained(
     barrier("save_pretrained")
 
 
+def push_to_hub(
+    repo_id: str,
+    pretrained: Pretrained,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload the model",
+    **options: Any,
+) -> str:
+    """Uploads what `save_pretrained` writes to a repository of the hub, which is made if it does not exist.
+
+    Args:
+      repo_id: "owner/name". private, token, revision, commit_message: as in huggingface_hub.
+      options: those of `save_pretrained`.
+
+    Returns:
+      The repository's id. With several processes, the first uploads.
+
+    Raises:
+      ValueError: if the hub refuses; says why.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        if is_first():
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as directory:
+            save_pretrained(directory, pretrained, **options)
+            if is_first():
+                more = {"revision": revision, "commit_message": commit_message}
+                api.upload_folder(repo_id=repo_id, folder_path=directory, **more)
+    except HUB_ERRORS as error:
+        raise ValueError(
+            f"the hub did not take {repo_id!r} ({hub_reason(error)}); check the id, and log in (hf auth login) or give"
+            " token="
+        ) from error
+    return repo_id
+
+
 def save_decoder(
     path: str | os.PathLike,
     pretrained: Pretrained,
@@ -67,7 +110,7 @@ def save_decoder(
     """
     side = pretrained.config.decoder
     family = registry.FAMILIES[side.family]
-    if not pretrained.config.is_pair or family.head_by_file or side.merged_attention:
+    if not pretrained.config.is_pair or not family.causal_lm:
         raise ValueError(
             f"torch has no causal language model of {side.family}'s decoder alone; write the whole with save_pretrained"
         )
@@ -104,13 +147,12 @@ def save_encoder(
     config = {**registry.to_hf(side, "encoder"), **hf_config.SIDE_FLAGS["encoder"]}
     outer, names = ("encoder." if pretrained.config.is_pair else ""), {}
     if family.whole is not None:
-        if family.prefixes["encoder"][0] != "encoder.":  # T5's, as its class of the encoder has them
+        if not family.encoder_classes:
             raise ValueError(
                 f"{side.family}'s encoder alone is not written, being half of a model; write all with save_pretrained"
             )
         names = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "shared.weight"}
-        kind = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[config["model_type"]]
-        config |= {"architectures": [f"{kind}EncoderModel"], "is_encoder_decoder": False}
+        config |= {"architectures": [family.encoder_classes[config["model_type"]]], "is_encoder_decoder": False}
 
     def name_of(name: str) -> str | None:
         inner = _without(outer, name)
@@ -192,9 +234,7 @@ def save_frame(
 
 def _write_configs(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:
     """Configs and tokenizers."""
-    generation = hf_config.generation_file(
-        pretrained.generation_config, pretrained.config, pretrained.generation_source
-    )
+    generation = generation_file(pretrained.generation_config, pretrained.config, pretrained.generation_source)
     write_json(directory / "config.json", hf_config.pair_to_hf(pretrained.config))
     write_json(directory / "generation_config.json", generation)
     if tokenizer is not None:

@@ -1,39 +1,28 @@
-"""A run's directory: its config, its checkpoints, and the pair that it trained."""
+"""What a run writes into its workdir so that it can go on: its config and its checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from seq2seq_jax.config import DataConfig, TrainConfig, from_mapping
-from seq2seq_jax.data.text import Tokenizers
+from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.parallel.multihost import barrier, is_first
-from seq2seq_jax.pretrained.pair import Pretrained, from_pretrained
 from seq2seq_jax.training.guard import Guard
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.store import Store
-
-CONFIG, FRAME, STORE, EXPORT = "config.json", "model", "checkpoints", "pretrained"
-LOWER_IS_BETTER = ("loss", "perplexity")
+from seq2seq_jax.weights.workdir import CHECKPOINTS, CONFIG, rank
 
 
 def open_store(workdir: Path, best: str, keep: int = 1, *, read_only: bool = False) -> Store:
     """The checkpoints of a workdir; the best is the one with the best score named `best`."""
 
-    def rank(scores: Mapping[str, float]) -> float:
-        value = scores.get(best, math.nan)
-        value = -value if best in LOWER_IS_BETTER else value
-        return -math.inf if math.isnan(value) else value
-
-    return Store(workdir / STORE, keep=keep, rank=rank, read_only=read_only)
+    return Store(workdir / CHECKPOINTS, keep=keep, rank=lambda scores: rank(scores, best), read_only=read_only)
 
 
 def claim(workdir: Path, config: TrainConfig, store: Store) -> None:
@@ -123,55 +112,3 @@ def restore(store: Store, step: int, state: TrainState, fingerprint: str, *, who
     number = jnp.full_like(state.step, position["step"])
     params = rest["params"] if whole else params
     return TrainState(number, params, rest["opt_state"], Guard(**rest["guard"]), rest.get("ema"))
-
-
-class Trained(NamedTuple):
-    """A pair to use. data: how the texts of its run were prepared; None where that is not known."""
-
-    pretrained: Pretrained
-    tokenizers: Tokenizers
-    data: DataConfig | None
-
-
-def load_trained(
-    path_or_id: str | Path,
-    *,
-    step: int | None = None,
-    source_tokenizer: str | Path | None = None,
-    target_tokenizer: str | Path | None = None,
-    mesh: Mesh | None = None,
-) -> Trained:
-    """A pair to use, from a run's workdir (its export, or else its best or last checkpoint), a directory that
-    save_pretrained or torch wrote, or a hub id.
-
-    Args:
-      step: which checkpoint of a workdir; None: as said.
-      source_tokenizer, target_tokenizer: where the tokenizers are, if not beside the pair.
-
-    Raises:
-      FileNotFoundError: if there is no such checkpoint.
-    """
-    workdir = Path(path_or_id)
-
-    def trained(path: str | Path, data: DataConfig | None, **options: Any) -> Trained:
-        tokenizers = Tokenizers.load(source_tokenizer or path, target_tokenizer or path)
-        return Trained(from_pretrained(path, mesh=mesh, **options), tokenizers, data)
-
-    if not (workdir / FRAME).is_dir():
-        if step is not None:
-            raise FileNotFoundError(f"{workdir} is no workdir of a run, so it has no step {step}; leave step out")
-        return trained(path_or_id, None)
-    config = json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-    data = from_mapping(DataConfig, config["data"], "config.data")
-    export = workdir / EXPORT
-    if step is None and (export / CONFIG).exists():
-        return trained(export, data)
-    kept = sorted(int(p.name) for p in (workdir / STORE).glob("*") if p.name.isdigit())
-    if step is None and kept:
-        store = open_store(workdir, config["evaluation"]["best"], read_only=True)
-        best = store.best()
-        step = store.latest() if best is None else best
-        store.close()
-    if step not in kept:
-        raise FileNotFoundError(f"{workdir / STORE} has no step {step}; it holds {', '.join(map(str, kept)) or 'none'}")
-    return trained(workdir / FRAME, data, params_directory=workdir / STORE / str(step))

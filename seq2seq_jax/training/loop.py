@@ -36,6 +36,7 @@ from seq2seq_jax.training.metric_writer import Journal, say
 from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.store import Store
+from seq2seq_jax.weights.workdir import CHECKPOINTS, CONFIG, EXPORT, MODEL
 
 REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 
@@ -109,7 +110,7 @@ class Run:
         say(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
-        save_frame(workdir / checkpoints.FRAME, self.pretrained, **_saved(self.tokenizers))
+        save_frame(workdir / MODEL, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
         model, params = self.pretrained.model, self.pretrained.params
@@ -254,7 +255,7 @@ class Run:
         limit = self.config.evaluation.decode_limit
         if best != self.num_steps or last is None or (limit is not None and limit < len(self.validation)):
             last = self.evaluate(self.usable(self.state), whole=True)
-        export = self.workdir / checkpoints.EXPORT
+        export = self.workdir / EXPORT
         save_pretrained(export, self.pretrained.replace(params=self.usable(self.state)), **_saved(self.tokenizers))
         if is_first():
             content = {"step": best, **last.scores, "signatures": last.signatures}
@@ -266,9 +267,9 @@ class Run:
             say(f"{name}: {signature}")
         say(
             f"\nmade in {self.workdir}:\n"
-            f"  {checkpoints.EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"
-            f"  {checkpoints.STORE}/{best}/  its checkpoint, with the optimizer's state\n"
-            f"  samples.txt, metrics.jsonl, {REPORT}, {checkpoints.CONFIG}, tensorboard/"
+            f"  {EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"
+            f"  {CHECKPOINTS}/{best}/  its checkpoint, with the optimizer's state\n"
+            f"  samples.txt, metrics.jsonl, {REPORT}, {CONFIG}, tensorboard/"
         )
         return export
 

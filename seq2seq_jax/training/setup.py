@@ -26,11 +26,8 @@ from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import state_shardings
-from seq2seq_jax.pretrained.pair import (
-    Pretrained,
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-)
+from seq2seq_jax.pretrained.pair import Pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
 from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer

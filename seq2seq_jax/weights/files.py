@@ -27,6 +27,7 @@ SAFETENSORS_DTYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{"BF16": np.dtype(ml_dtypes.bfloat16), "U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
 }
+HUB_ERRORS = (OSError, ValueError)  # what huggingface_hub raises for ids, tokens, repositories and the network
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -62,12 +63,16 @@ def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB
         if "*.safetensors" in patterns and not any((found / file).exists() for file in SAFETENSORS):
             found = Path(snapshot_download(name, allow_patterns=[*patterns, "*.bin"]))
         return found
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except HUB_ERRORS as error:
         raise FileNotFoundError(
-            f"there is no directory {name!r}, and the hub did not give it ({reason}); check the id and the network, or"
-            " give a directory"
+            f"there is no directory {name!r}, and the hub did not give it ({hub_reason(error)}); check the id and the"
+            " network, or give a directory"
         ) from error
+
+
+def hub_reason(error: Exception) -> str:
+    """The first line of what huggingface_hub says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.gguf_files import GgufCheckpoint
 from seq2seq_jax.weights.report import Report
-from seq2seq_jax.weights.soundness import FLOATS, count_not_finite, unfit_dtype
+from seq2seq_jax.weights.soundness import FLOATS, check_not_quantised, count_not_finite, unfit_dtype
+from seq2seq_jax.weights.state_dicts import rooted
 
 # [1, vocabulary], a buffer of torch's sequence-to-sequence classes.
 LOGITS_BIAS = rule("final_logits_bias", "head/bias", Op(lambda t: (t[0],), lambda a: a[0][None]), head=True)
@@ -136,6 +137,21 @@ class Side:
             if any(r.torch not in known and _names(r, base) for r in crossed if r.per_layer):
                 return "other part", "a decoder's cross-attention"
         return None
+
+
+def rooted_sides(checkpoint: Any, hf: Mapping[str, Any], sides: Mapping[str, Side], part: str, report: Report) -> Any:
+    """The checkpoint of `sides`, its names without what its writer put in front of them.
+
+    Args:
+      part: the one role of `sides`, or "pair".
+
+    Raises:
+      ValueError: if it is quantised, or not a checkpoint of `sides`.
+    """
+    check_not_quantised(checkpoint, hf, checkpoint.directory)
+    wanted = [name for side in sides.values() for name in side.wanted()]
+    elsewhere = sides[part].elsewhere if part in sides else ()
+    return rooted(checkpoint, wanted, f"{hf['model_type']} {part}", part, report, elsewhere)
 
 
 def _names(each: Rule, base: str) -> bool:

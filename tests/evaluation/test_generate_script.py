@@ -28,10 +28,10 @@ from seq2seq_jax.inference.line_decoder import LineDecoder
 from seq2seq_jax.inference.lines import one_line
 from seq2seq_jax.inference.mbr import minimum_bayes_risk
 from seq2seq_jax.inference.partial import directory_of
+from seq2seq_jax.inference.trained import load_trained
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.pair import quantize
 from seq2seq_jax.pretrained.saving import save_pretrained
-from seq2seq_jax.training.checkpoints import load_trained
 from tests.weights.checkpoints import BERT, make_pair
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,8 +7,8 @@ from seq2seq_jax.lab import side_by_side, training
 from seq2seq_jax.lab.peers.systems import SIZES, Size, parse_systems, started
 from seq2seq_jax.lab.side_by_side import Options, Rates
 from seq2seq_jax.lab.training import HEADLINES, Result, Row, measure, model_flops, parse_rows, table
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 TINY = Size(layers=2, hidden=4, heads=2, intermediate=8, vocab=10, positions=16)
 ROW = Row("tiny", batch=2, source=3, target=2)

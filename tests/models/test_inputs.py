@@ -7,7 +7,7 @@ import pytest
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.models.encoder_decoder import EncoderDecoderOutput
 from seq2seq_jax.models.losses import spread_weights
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 from seq2seq_jax.training.step import loss_and_grads
 from tests.weights.checkpoints import BERT, GPT2, TOKENS, noisy
 

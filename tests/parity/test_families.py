@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDec
 from seq2seq_jax.families import registry as families  # noqa: E402
 from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
 from seq2seq_jax.pretrained.saving import save_decoder, save_encoder, save_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from tests import ladder  # noqa: E402
 from tests.parity import family_models as models  # noqa: E402
 from tests.parity import torch_models  # noqa: E402

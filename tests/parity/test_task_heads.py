@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 from seq2seq_jax.families import registry  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from seq2seq_jax.weights.initialization import MAY_BE_NEW  # noqa: E402
 from tests.parity import family_models as models  # noqa: E402
 from tests.parity import torch_models  # noqa: E402

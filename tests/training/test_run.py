@@ -15,8 +15,9 @@ import pytest
 import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.pretrained.pair import from_pretrained
-from seq2seq_jax.training.checkpoints import claim, load_trained, open_store
+from seq2seq_jax.inference.trained import load_trained
+from seq2seq_jax.pretrained.loading import from_pretrained
+from seq2seq_jax.training.checkpoints import claim, open_store
 from seq2seq_jax.training.loop import Stopped, train
 from tests.training import toy
 from tests.weights.checkpoints import equal

@@ -8,8 +8,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 BERT = {
     "model_type": "bert",

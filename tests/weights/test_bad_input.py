@@ -6,12 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import (
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-)
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
 from tests.weights.checkpoints import BERT, GPT2, TOKENS, make_pair, standalone, tensors, write
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.resize import resize_token_embeddings
 from seq2seq_jax.pretrained.saving import save_orbax, save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained
 from seq2seq_jax.weights.files import Checkpoint
 from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, tensors, write
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.data.text import load_tokenizer, pad
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained
 from seq2seq_jax.weights.gguf_files import read_config
 
 pytest.importorskip("gguf")

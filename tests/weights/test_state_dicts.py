@@ -7,12 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import (
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-)
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.soundness import count_not_finite

@@ -1,0 +1,162 @@
+"""New pairs: two pretrained checkpoints joined (Rothe et al. 2020), or two configs with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from seq2seq_jax.config import EncoderDecoderConfig
+from seq2seq_jax.families import registry
+from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.models.layers import Dtype
+from seq2seq_jax.pretrained.pair import Pretrained
+from seq2seq_jax.weights import hf_config, initialization
+from seq2seq_jax.weights.files import local_directory
+from seq2seq_jax.weights.gguf_files import open_checkpoint, read_config
+from seq2seq_jax.weights.loading import Loader, Side, rooted_sides
+from seq2seq_jax.weights.report import Report
+from seq2seq_jax.weights.special_tokens import new_pair_tokens
+from seq2seq_jax.weights.tokenizer_files import plain_strings
+
+
+def from_encoder_decoder_pretrained(
+    encoder: str | os.PathLike,
+    decoder: str | os.PathLike,
+    *,
+    tie_encoder_decoder: bool | str | tuple = False,
+    cross_attention_init: str | None = None,
+    head_init: str = "normal",
+    seed: int = 0,
+    decoder_start_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    eos_token_id: int | tuple[int, ...] | None = None,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+    mesh: Mesh | None = None,
+    **overrides: Any,
+) -> Pretrained:
+    """Joins a pretrained encoder and a pretrained decoder (EncoderDecoderModel.from_encoder_decoder_pretrained).
+
+    Args:
+      encoder, decoder: directories or hub ids of the two checkpoints, or GGUF files of language models; whole
+        sequence-to-sequence checkpoints give their half.
+      tie_encoder_decoder: False, True (all that both sides have is stored once, from the encoder), "embeddings", or
+        aliases.
+      cross_attention_init: how absent cross-attention begins: "normal" (torch's), "zero", "self_attention",
+        "identity", or "aligned" (identity across different widths and vocabularies); None: "normal" where torch's
+        class has cross-attention or its norms stand behind, else "zero".
+      head_init: how an absent head transform begins: "normal" or "identity".
+      seed: of the random ones.
+      decoder_start_token_id, pad_token_id, eos_token_id: None: from the decoder's config.json, else its tokenizer.
+      overrides: encoder_<field> and decoder_<field>, Hugging Face's names; also encoder_num_hidden_layers (the first
+        layers), encoder_keep_layers (their numbers), encoder_max_position_embeddings (the table is resized), and the
+        same for the decoder.
+    """
+    report = Report()
+    paths = {"encoder": local_directory(encoder), "decoder": local_directory(decoder)}
+    hf = {role: read_config(path) for role, path in paths.items()}
+    options = hf_config.split_overrides(overrides)
+    checkpoints, keeps, depths = {}, {}, {}
+    for role, source in hf.items():
+        side, checkpoint = hf_config.side_from_hf(source, role), open_checkpoint(paths[role], report.note)
+        depths[role] = side.stored_layers
+        alone = {role: Side(role, side, checkpoint, "", tuple(range(depths[role])))}
+        checkpoints[role] = rooted_sides(checkpoint, source, alone, role, report)
+        source = hf_config.with_tensors(source, checkpoints[role]) if role == "decoder" else source
+        hf[role], keeps[role] = hf_config.overridden(source, role, options[role], depths[role])
+    tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
+    config = new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, paths["decoder"], report)
+    as_torch = registry.family_of(hf["decoder"]).torch_cross or config.decoder.norm_position == "post"
+    method = cross_attention_init or ("normal" if as_torch else "zero")
+    initialization.check_choices(config, method, head_init)
+
+    sides = {}
+    for role, side in hf_config.sides(config):
+        cut, resize = len(keeps[role]) < depths[role], hf_config.resizes(options[role])
+        sides[role] = Side(role, side, checkpoints[role], "", keeps[role], cut=cut, resize=resize)
+    model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
+
+    choices = {"seed": seed, "cross_attention_init": method, "head_init": head_init}
+
+    def new_value(path, shape, read):
+        if not initialization.MAY_BE_NEW.match(path):
+            return None
+        return initialization.new_value(path, shape, config.decoder, read=read, **choices)
+
+    loader = Loader(model, sides, report, new_value, compare_ties=False)
+    if method == "aligned":
+        choices.update(alignment=_alignment(loader, paths, report), projected=config.has_projection)
+    params = loader.load(mesh, param_dtype)
+    new_head = [entry.name for entry in report.of("initialised", "decoder") if entry.name.startswith("decoder/head/")]
+    if new_head:
+        report.note(f"{paths['decoder']} has no whole language-model head; {', '.join(new_head)} begin untrained")
+    return Pretrained(model, params, report=report, aside=loader.aside, dtypes=loader.dtypes)
+
+
+def from_encoder_decoder_configs(
+    encoder_config: Mapping[str, Any] | str | os.PathLike,
+    decoder_config: Mapping[str, Any] | str | os.PathLike,
+    *,
+    tie_encoder_decoder: bool | str | tuple = False,
+    seed: int = 0,
+    decoder_start_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    eos_token_id: int | tuple[int, ...] | None = None,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+    mesh: Mesh | None = None,
+) -> Pretrained:
+    """A pair with random weights (EncoderDecoderConfig.from_encoder_decoder_configs).
+
+    Args:
+      encoder_config, decoder_config: config.json contents, with at least `model_type`, or paths to such files; fields
+        left out have the torch class's defaults.
+    """
+    given = (encoder_config, decoder_config)
+    hf = [registry.with_model_type(c) if isinstance(c, Mapping) else hf_config.read_config(Path(c)) for c in given]
+    report = Report()
+    tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
+    config = new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)
+    sides = {r: Side(r, c, None, "", tuple(range(c.stored_layers))) for r, c in hf_config.sides(config)}
+    model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
+
+    def new_value(path, shape, read):
+        side = config.encoder if path.startswith("encoder/") else config.decoder
+        return initialization.random_value(seed, path, shape, side), "normal"
+
+    loader = Loader(model, sides, report, new_value, compare_ties=False)
+    params = loader.load(mesh, param_dtype)
+    return Pretrained(model, params, report=report)
+
+
+def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> initialization.Alignment:
+    """The map between the sides' token embeddings, from their tokenizers' strings."""
+    tables, strings = [], []
+    for role, side in loader.sides.items():
+        if side.config.embedding_size != side.config.hidden_size:
+            raise ValueError(
+                f"cross_attention_init='aligned' needs token embeddings as wide as the states, and the {role}'s are"
+                f" {side.config.embedding_size}, not {side.config.hidden_size}; use 'identity' or 'normal'"
+            )
+        tables.append(loader.token_table(role).astype(np.float32))
+        strings.append(plain_strings(paths[role], side.config.source, side.config.vocab_size))
+    config = loader.model.config
+    intercept = config.has_projection or config.decoder.attention_bias
+    alignment = initialization.align(*tables, *strings, intercept=intercept)
+    report.note(f"cross-attention is aligned by {alignment.shared} strings that both vocabularies hold")
+    return alignment
+
+
+def new_pair(encoder, decoder, tie, mesh, tokens, directory, report) -> EncoderDecoderConfig:
+    """The config of a pair that did not exist before."""
+    top = {"model_type": hf_config.PAIR_TYPES[0], "is_encoder_decoder": True, "encoder": encoder, "decoder": decoder}
+    config = hf_config.pair_from_hf(top, mesh, tie=tie)
+    found = new_pair_tokens(registry.with_defaults(decoder), directory, *tokens, report)
+    return dataclasses.replace(config, **found)
