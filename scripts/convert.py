@@ -12,9 +12,10 @@ import seq2seq_jax as s2s
 from seq2seq_jax.config import parse_settings
 from seq2seq_jax.data.text import TARGET_FOLDER
 from seq2seq_jax.weights.files import local_directory
+from seq2seq_jax.weights.workdir import model_directory
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("input", None, "A pair: a directory that torch, save_pretrained or save_orbax wrote, or a hub id.")
+flags.DEFINE_string("input", None, "A pair: a run's workdir, a directory that torch or we saved, or a hub id.")
 flags.DEFINE_string("encoder", None, "With --decoder: the encoder's checkpoint, to be joined.")
 flags.DEFINE_string("decoder", None, "With --encoder: the decoder's checkpoint, to be joined.")
 flags.DEFINE_string("output", None, "The directory to write.", required=True)
@@ -60,7 +61,7 @@ def main(argv):
             **parse_settings(FLAGS.set),
         )
     tokenizers = {"tokenizer": find_tokenizer(source, "source")}
-    if FLAGS.input is None or (local_directory(FLAGS.input) / TARGET_FOLDER).is_dir():
+    if FLAGS.input is None or (local_directory(model_directory(FLAGS.input)) / TARGET_FOLDER).is_dir():
         tokenizers["target_tokenizer"] = find_tokenizer(target, "target")
     if FLAGS.to == "torch":
         s2s.save_pretrained(

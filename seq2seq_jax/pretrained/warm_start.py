@@ -55,9 +55,10 @@ def from_encoder_decoder_pretrained(
       head_init: how an absent head transform begins: "normal" or "identity".
       seed: of the random ones.
       decoder_start_token_id, pad_token_id, eos_token_id: None: from the decoder's config.json, else its tokenizer.
-      overrides: encoder_<field> and decoder_<field>, Hugging Face's names; also encoder_num_hidden_layers (the first
-        layers), encoder_keep_layers (their numbers), encoder_max_position_embeddings (the table is resized), and the
-        same for the decoder.
+      overrides: encoder_<field> and decoder_<field>, Hugging Face's names. Also encoder_num_hidden_layers (the first
+        layers), encoder_keep_layers (their numbers), encoder_max_position_embeddings (the table is resized),
+        encoder_config (in place of the checkpoint's: a config of transformers, a mapping or a path), and the same for
+        the decoder.
     """
     report = Report()
     paths = {"encoder": local_directory(encoder), "decoder": local_directory(decoder)}
@@ -69,6 +70,14 @@ def from_encoder_decoder_pretrained(
         depths[role] = side.stored_layers
         alone = {role: Side(role, side, checkpoint, "", tuple(range(depths[role])))}
         checkpoints[role] = rooted_sides(checkpoint, source, alone, role, report)
+        if (config := options[role].pop("config", None)) is not None:
+            given = hf_config.given_config(config, role)
+            if given["model_type"] != source["model_type"]:
+                raise ValueError(
+                    f"{role}_config is a {given['model_type']!r} config, and {paths[role]} holds a"
+                    f" {source['model_type']!r} model; give the config of that"
+                )
+            source = given
         source = hf_config.with_tensors(source, checkpoints[role]) if role == "decoder" else source
         hf[role], keeps[role] = hf_config.overridden(source, role, options[role], depths[role])
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
@@ -101,8 +110,8 @@ def from_encoder_decoder_pretrained(
 
 
 def from_encoder_decoder_configs(
-    encoder_config: Mapping[str, Any] | str | os.PathLike,
-    decoder_config: Mapping[str, Any] | str | os.PathLike,
+    encoder_config: Mapping[str, Any] | str | os.PathLike | Any,
+    decoder_config: Mapping[str, Any] | str | os.PathLike | Any,
     *,
     tie_encoder_decoder: bool | str | tuple = False,
     seed: int = 0,
@@ -116,11 +125,16 @@ def from_encoder_decoder_configs(
     """A pair with random weights (EncoderDecoderConfig.from_encoder_decoder_configs).
 
     Args:
-      encoder_config, decoder_config: config.json contents, with at least `model_type`, or paths to such files; fields
-        left out have the torch class's defaults.
+      encoder_config, decoder_config: of each side the content of a config.json, with at least `model_type`; the path
+        of such a file; a config of transformers (BertConfig ...); or a TransformerConfig. Fields that are left out have
+        the torch class's defaults.
+      tie_encoder_decoder, decoder_start_token_id, pad_token_id, eos_token_id: as in from_encoder_decoder_pretrained.
+      seed: of the weights.
+
+    Raises:
+      ValueError: for a field that the config class does not have; says the nearest.
     """
-    given = (encoder_config, decoder_config)
-    hf = [registry.with_model_type(c) if isinstance(c, Mapping) else hf_config.read_config(Path(c)) for c in given]
+    hf = [hf_config.given_config(c, r) for r, c in (("encoder", encoder_config), ("decoder", decoder_config))]
     report = Report()
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
     config = new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,7 +89,7 @@ def warm_start(config: TrainConfig, mesh: Mesh, tokenizers: Tokenizers) -> Pretr
     _check_lengths(pretrained.config, config.data, generation)
     if not config.random_weights:
         return pretrained.replace(generation_config=generation)
-    sides = [json.loads(side.source_json) for side in (pretrained.config.encoder, pretrained.config.decoder)]
+    sides = pretrained.config.encoder, pretrained.config.decoder
     tokens = {"decoder_start_token_id": pretrained.config.decoder_start_token_id}
     tokens |= {"pad_token_id": pretrained.config.pad_token_id, "eos_token_id": pretrained.config.eos_token_ids}
     random = from_encoder_decoder_configs(*sides, seed=config.seed, mesh=mesh, **tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from seq2seq_jax.config import (
     nearest,
 )
 from seq2seq_jax.families import registry
+from seq2seq_jax.families.fields import check_config, known_fields
 from seq2seq_jax.parallel.axes import RULES
 from seq2seq_jax.weights.files import read_json
 from seq2seq_jax.weights.special_tokens import token_fields
@@ -26,20 +28,6 @@ PAIR_TYPES = (PAIR, "encoder_decoder")
 SIDE_FLAGS = {
     "encoder": {"is_decoder": False, "add_cross_attention": False},
     "decoder": {"is_decoder": True, "add_cross_attention": True},
-}
-# Fields that any config.json may have; the sizes are accepted under these names for every family.
-COMMON_FIELDS = ("is_decoder", "add_cross_attention", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache")
-GENERIC_FIELDS = (
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-)
-# What torch's classes do not have.
-OWN_FIELDS = {
-    "encoder": ("use_bidirectional_attention",),
-    "decoder": ("cross_attention_every", "cross_attention_hidden_size"),
 }
 
 
@@ -59,6 +47,29 @@ def read_config(path: Path) -> dict[str, Any]:
         return {**hf, **{r: registry.with_model_type(part, f"the {r} section") for r, part in sections.items()}}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def given_config(config: Any, role: str) -> dict[str, Any]:
+    """The config.json of a side that a caller gives.
+
+    Args:
+      config: the content of a config.json (names that its class does not have are refused), the path of such a file, a
+        config of transformers, or a TransformerConfig.
+    """
+    if isinstance(config, str | os.PathLike):
+        return read_config(Path(config))
+    if isinstance(config, Mapping):
+        hf = registry.with_model_type(config, f"{role}_config")
+        check_config(hf, registry.family_of(hf), role)
+        return hf
+    if isinstance(config, TransformerConfig):
+        return config.source
+    if hasattr(config, "to_dict"):
+        return registry.with_model_type(config.to_dict(), f"{role}_config")
+    raise ValueError(
+        f"{role}_config is a {type(config).__name__}; give a config of transformers, the content of a config.json, or"
+        " its path"
+    )
 
 
 def sides(config: EncoderDecoderConfig) -> Iterator[tuple[str, TransformerConfig]]:
@@ -205,7 +216,7 @@ def overridden(
         if not keep or any(not 0 <= i < depth for i in keep):
             raise ValueError(f"{role}_keep_layers is {keep}, and the checkpoint has layers 0 to {depth - 1}")
         options["num_hidden_layers"] = len(keep)
-    known = {*family.defaults[hf["model_type"]], *out, *COMMON_FIELDS, *GENERIC_FIELDS, *OWN_FIELDS[role]}
+    known = {*known_fields(family, hf["model_type"], role), *out}
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{role}_{name} is no field of a {family.name} config: {nearest(name, known)}")

@@ -53,10 +53,12 @@ def find_model(path: str | os.PathLike, step: int | None = None) -> tuple[str | 
         return workdir / EXPORT, None
     checkpoints = workdir / CHECKPOINTS
     steps = sorted(int(p.name) for p in checkpoints.glob("*") if p.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(f"{checkpoints} holds no checkpoint; let the run reach its first one")
     if step is None:
         step = _best_step(checkpoints, steps, read_json(workdir / CONFIG)["evaluation"]["best"])
     if step not in steps:
-        raise FileNotFoundError(f"{checkpoints} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}")
+        raise FileNotFoundError(f"{checkpoints} has no step {step}; it holds {', '.join(map(str, steps))}")
     return workdir / MODEL, checkpoints / str(step)
 
 
