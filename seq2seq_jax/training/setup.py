@@ -22,7 +22,7 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import Tokenizer, Tokenizers
+from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import state_shardings
 from seq2seq_jax.pretrained.pair import Pretrained
@@ -33,6 +33,7 @@ from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState, averages
 from seq2seq_jax.training.step import make_train_step
+from seq2seq_jax.weights.special_tokens import with_tokens_of
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
 
@@ -84,7 +85,8 @@ def warm_start(config: TrainConfig, mesh: Mesh, tokenizers: Tokenizers) -> Pretr
                 f" {rows} rows; they do not belong together: mend the directory, or lengthen the table"
                 " (resize_token_embeddings) and save that"
             )
-    pretrained = _with_tokens(pretrained, tokenizers.target)
+    pair = with_tokens_of(tokenizers.target, pretrained.config, pretrained.report)
+    pretrained = pretrained.replace(model=pretrained.model.clone(config=pair))
     generation = pretrained.generation_config.replace(**config.generation)
     _check_lengths(pretrained.config, config.data, generation)
     if not config.random_weights:
@@ -108,27 +110,6 @@ def _check_lengths(pair: EncoderDecoderConfig, data: DataConfig, generation: Gen
                 f"{name} is {length} and the {role} has {most} positions; lower it, or give"
                 f" warm_start.{role}_max_position_embeddings"
             )
-
-
-def _with_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> Pretrained:
-    """Start, end and pad tokens that neither the config nor the checkpoint named, from the target's tokenizer.
-
-    Raises:
-      ValueError: for one that it lacks too.
-    """
-    config, found = pretrained.config, {}
-    if config.decoder_start_token_id is None:
-        found["decoder_start_token_id"] = tokenizer.start_id
-    if not config.eos_token_ids:
-        found["eos_token_ids"] = None if tokenizer.end_id is None else (tokenizer.end_id,)
-    if config.pad_token_id is None:
-        found["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.end_id
-    for name, value in found.items():
-        if value is None:
-            name = name.replace("eos_token_ids", "eos_token_id")
-            raise ValueError(f"{name} is known neither to the decoder nor to its tokenizer; give warm_start.{name}")
-        pretrained.report.note(f"{name} {value} comes from the target's tokenizer")
-    return pretrained.replace(model=pretrained.model.clone(config=dataclasses.replace(config, **found)))
 
 
 def check_backend(attention_impl: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,27 @@ def new_pair_tokens(
         tokens["pad_token_id"] = tokens["eos_token_ids"][0]
         report.note(f"the decoder has no pad token; its end token {tokens['pad_token_id']} is used")
     return tokens
+
+
+def with_tokens_of(tokenizer: Any, config: EncoderDecoderConfig, report: Report) -> EncoderDecoderConfig:
+    """The config with the ids that it lacks from the target's tokenizer (its start_id, end_id and pad_token_id).
+
+    Raises:
+      ValueError: for one that the tokenizer lacks too.
+    """
+    start, end, pad = tokenizer.start_id, tokenizer.end_id, tokenizer.pad_token_id
+    tokens = {
+        "decoder_start_token_id": start,
+        "eos_token_ids": _as_tuple(end),
+        "pad_token_id": _first(pad, end),
+    }
+    new = {name: value for name, value in tokens.items() if getattr(config, name) in (None, ())}
+    for name, value in new.items():
+        if value in (None, ()):
+            name = name.replace("eos_token_ids", "eos_token_id")
+            raise ValueError(f"{name} is known neither to the decoder nor to its tokenizer; give warm_start.{name}")
+        report.note(f"{name} {value} comes from the target's tokenizer")
+    return dataclasses.replace(config, **new)
 
 
 def token_fields(config: EncoderDecoderConfig) -> dict[str, Any]:

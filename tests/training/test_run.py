@@ -19,6 +19,7 @@ from seq2seq_jax.inference.trained import load_trained
 from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.training.checkpoints import claim, open_store
 from seq2seq_jax.training.loop import Stopped, train
+from seq2seq_jax.weights.workdir import find_model
 from tests.training import toy
 from tests.weights.checkpoints import equal
 
@@ -233,6 +234,8 @@ def test_best_checkpoint_is_kept_and_exported(work, monkeypatch):
     assert toy.records(run, "eval/rouge1") == {2: 30.0, 4: 50.0, 6: 40.0}
     sections = (run / "samples.txt").read_text().split("=== step")[1:]
     assert [section.count("reference: ") for section in sections] == [2, 2, 2]
+    (export / "config.json").unlink()
+    assert find_model(run) == (run / "model", run / "checkpoints" / "4"), "without an export, the best"
 
 
 def test_not_finite_stops_with_the_step(work, monkeypatch):
