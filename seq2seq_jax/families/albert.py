@@ -36,5 +36,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "albert.")},
     ignored=(r"embeddings\.position_ids",),
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -34,5 +34,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "bert."), "decoder": ("bert.", "")},
     ignored=BERT_IGNORED,
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -49,7 +49,7 @@ def rules(config):
 
 
 def common_rules(config, tied=()):
-    """All but the attention, which the encoder has fused and the decoder not. tied: other whole names of the table."""
+    """All but the attention, which the encoder has fused and the decoder not. tied: other full names of the table."""
     layer, flax, bias = "layers.{layer}", "layers/{layer}", {"bias": config.norm_bias}
     table = [rule("embeddings.tok_embeddings.weight", "embeddings/token/embedding", also=tied)]
     table += norm_rules("embeddings.norm", "embeddings/norm", **bias)

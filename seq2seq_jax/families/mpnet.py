@@ -37,5 +37,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "mpnet.")},
     ignored=(r"embeddings\.position_ids",),
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

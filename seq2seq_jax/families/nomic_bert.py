@@ -39,5 +39,5 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "nomic_bert.")},
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

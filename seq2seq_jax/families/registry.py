@@ -88,7 +88,7 @@ class Support(NamedTuple):
     """What is supported of one model_type.
 
     Attributes:
-      encoder, decoder, whole: whether it serves as that; whole: as a sequence-to-sequence model of its own class.
+      encoder, decoder: whether it serves as that. seq2seq: whether it is a sequence-to-sequence model of one class.
       torch_cross: whether torch too can give this decoder cross-attention.
     """
 
@@ -96,7 +96,7 @@ class Support(NamedTuple):
     family: str
     encoder: bool
     decoder: bool
-    whole: bool
+    seq2seq: bool
     torch_cross: bool
 
 
@@ -108,7 +108,7 @@ def families() -> tuple[Support, ...]:
             family=family.name,
             encoder="encoder" in family.prefixes,
             decoder="decoder" in family.prefixes,
-            whole=family.whole is not None and model_type in family.whole.architectures,
+            seq2seq=family.seq2seq is not None and model_type in family.seq2seq.architectures,
             torch_cross="decoder" in family.prefixes and family.torch_cross,
         )
         for model_type, family in BY_MODEL_TYPE.items()
@@ -124,8 +124,8 @@ def as_table() -> str:
     for support in families():
         forms = HUB_CONFIGS.get(support.model_type, ())
         rows.setdefault((support.family, *support[2:], forms), []).append(support.model_type)
-    for (_, encoder, decoder, whole, torch_cross, forms), types in rows.items():
-        cells = (encoder, decoder, decoder and torch_cross, whole)
+    for (_, encoder, decoder, seq2seq, torch_cross, forms), types in rows.items():
+        cells = (encoder, decoder, decoder and torch_cross, seq2seq)
         lines.append(f"| {', '.join(types)} | {' | '.join(map(yes, cells))} | {', '.join(forms) or '–'} |")
     lines += ["", "Left out: " + "; ".join(f"{types} ({reason})" for types, reason in LEFT_OUT.items()) + "."]
     return "\n".join(lines)
@@ -183,7 +183,7 @@ def _check_kind(hf: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def from_hf(
-    hf: Mapping[str, Any], role: str, *, cross_attention_size: int | None = None, whole: bool = False
+    hf: Mapping[str, Any], role: str, *, cross_attention_size: int | None = None, is_seq2seq: bool = False
 ) -> TransformerConfig:
     """The settings of a transformer from its config.json.
 
@@ -194,7 +194,7 @@ def from_hf(
       role: "encoder" or "decoder".
       cross_attention_size: width of the states that a decoder reads; None is its own width, which is what
         enc_to_dec_proj brings the encoder's states to.
-      whole: it is half of a sequence-to-sequence model of its own class.
+      is_seq2seq: the config.json is that of a sequence-to-sequence model, of which this is half.
 
     Raises:
       ValueError: naming the field, or the model_type that does not serve as `role`.
@@ -212,7 +212,7 @@ def from_hf(
         _check_kind(hf, settings)
         if role == "decoder":
             settings["cross_attention_size"] = cross_attention_size or settings["hidden_size"]
-            if whole and family.whole.logits_bias:
+            if is_seq2seq and family.seq2seq.logits_bias:
                 settings["head_bias"] = "fixed"
         elif hf.get("use_bidirectional_attention"):
             settings["causal"] = False

@@ -41,5 +41,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "rembert."), "decoder": ("rembert.", "")},
     ignored=BERT_IGNORED,
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -59,7 +59,7 @@ def family(name, defaults, prefix="roberta.", layers=rules, read=from_hf):
         rules=layers,
         prefixes={"encoder": ("", prefix), "decoder": (prefix, "")},
         ignored=BERT_IGNORED,
-        aside={"encoder": BERT_POOLER},
+        passthrough={"encoder": BERT_POOLER},
     )
 
 

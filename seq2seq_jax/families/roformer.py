@@ -42,5 +42,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "roformer."), "decoder": ("roformer.", "")},
     ignored=BERT_IGNORED,
-    aside={"encoder": (*BERT_POOLER, SINES), "decoder": (SINES,)},
+    passthrough={"encoder": (*BERT_POOLER, SINES), "decoder": (SINES,)},
 )

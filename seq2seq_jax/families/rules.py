@@ -89,7 +89,7 @@ class Rule(NamedTuple):
       torch: its name behind the side's prefix; "{layer}" stands for the layer's number.
       flax: the paths of its arrays in the transformer; "layers/{layer}/..." for a layer.
       head: the name stands alone, without the base model's prefix.
-      also: other whole names under which files hold the same tensor.
+      also: other full names under which files hold the same tensor.
     """
 
     torch: str
@@ -136,15 +136,15 @@ def attention_rules(config: TransformerConfig, flax: str, query: str, key: str, 
 
 
 @dataclass(frozen=True)
-class Whole:
-    """How a family lays out a sequence-to-sequence model of its own class.
+class Seq2Seq:
+    """How a family lays out a sequence-to-sequence model of one class, such as BartForConditionalGeneration.
 
     Attributes:
       architectures: model_type -> torch class.
       prefixes: role -> prefix of its names. shared: names of what both sides share, such as the token table.
       shared_by: the field of config.json that says whether they do; absent: they do.
       logits_bias: whether there is a `final_logits_bias`.
-      nested: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
+      side_config: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
     """
 
     architectures: Mapping[str, str]
@@ -152,7 +152,7 @@ class Whole:
     shared: tuple[str, ...] = ()
     shared_by: str = "share_encoder_decoder_embeddings"
     logits_bias: bool = False
-    nested: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
+    side_config: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ class Family:
       rules: config -> the table of names.
       prefixes: role -> prefixes of the base model's names; the first is what a pair's file has. Roles that are missing
         are not supported.
-      aside: role -> patterns (after the prefix) of tensors that nobody reads but export keeps.
-      ignored: patterns of tensors that nobody needs. What has not the prefix is of another part of the checkpoint.
+      passthrough: role -> patterns (after the prefix) of tensors that no forward pass reads and export writes back.
+      ignored: patterns of tensors that nobody needs. Names without the prefix belong to another part of the checkpoint.
       renamed: other names by which callers may give config fields, such as torch's common ones; by role where the roles
         differ.
       aliases: other names of fields in config.json (the torch class's attribute_map); under a model_type: its own.
@@ -177,7 +177,7 @@ class Family:
         file decide a field (T5's head: tied, or its own).
       causal_lm: whether torch has a causal language model of the decoder alone.
       encoder_classes: model_type -> torch class of the encoder alone, in families of sequence-to-sequence models.
-      whole: for models of encoder and decoder.
+      seq2seq: where the family has sequence-to-sequence models of one class.
     """
 
     name: str
@@ -186,7 +186,7 @@ class Family:
     rules: Callable[[TransformerConfig], list[Rule]]
     prefixes: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ()
-    aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    passthrough: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     renamed: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, Any] = field(default_factory=dict)
     old_rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_theta": "rope_theta"})
@@ -194,7 +194,7 @@ class Family:
     with_tensors: Callable[[Mapping[str, Any], Any, str], dict[str, Any]] | None = None
     causal_lm: bool = True
     encoder_classes: Mapping[str, str] = field(default_factory=dict)
-    whole: Whole | None = None
+    seq2seq: Seq2Seq | None = None
 
     @property
     def model_types(self) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = (), 
     """embeddings.{word,position,token_type}_embeddings and embeddings.LayerNorm, as far as there are any.
 
     Args:
-      tied: other whole names of the token table.
+      tied: other full names of the token table.
     """
     table = [rule("embeddings.word_embeddings.weight", "embeddings/token/embedding", also=tied)]
     if config.positions == "learned":

@@ -3,7 +3,7 @@
 import numpy as np
 
 from seq2seq_jax.config import LayerSettings, RelativeBias
-from seq2seq_jax.families.rules import Family, Whole, attention_rules, linear_rules, norm_rules, rule
+from seq2seq_jax.families.rules import Family, Seq2Seq, attention_rules, linear_rules, norm_rules, rule
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -120,7 +120,7 @@ FAMILY = Family(
     with_tensors=with_tensors,
     causal_lm=False,
     encoder_classes={t: f"{c}EncoderModel" for t, c in CLASSES.items()},
-    whole=Whole(
+    seq2seq=Seq2Seq(
         architectures={t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()},
         prefixes={"encoder": "encoder.", "decoder": "decoder."},
         shared=("shared.weight",),

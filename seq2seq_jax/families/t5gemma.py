@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from seq2seq_jax.families import gemma, llama
-from seq2seq_jax.families.rules import Whole
+from seq2seq_jax.families.rules import Seq2Seq
 
 
 def from_hf(hf, role):
@@ -28,7 +28,7 @@ ABOVE = {"dropout_rate": 0.0, "attention_dropout": 0.0, "tie_word_embeddings": T
 
 
 def section(hf, role):
-    """A side's config, with what stands above it in the whole one."""
+    """A side's config, with what stands above it in the model's."""
     above = {name: hf.get(name, default) for name, default in ABOVE.items()}
     return {**(hf.get(role) or {}), **above, "model_type": "t5_gemma_module"}
 
@@ -40,9 +40,9 @@ FAMILY = replace(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
-    whole=Whole(
+    seq2seq=Seq2Seq(
         architectures={"t5gemma": "T5GemmaForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
-        nested=section,
+        side_config=section,
     ),
 )

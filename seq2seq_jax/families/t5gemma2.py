@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from seq2seq_jax.families import gemma, llama, t5gemma
-from seq2seq_jax.families.rules import Op, Whole, rule
+from seq2seq_jax.families.rules import Op, Seq2Seq, rule
 
 TABLE, OWN = "embed_tokens.weight", "embed_tokens.eoi_embedding"
 # Files have the encoder's text model under either name.
@@ -13,7 +13,7 @@ VISION = r"(vision_tower|multi_modal_projector)\..*"
 
 
 def section(hf, role):
-    """A side's config, with what stands beside it in the whole one."""
+    """A side's config, with what stands beside it in the model's."""
     top = hf.get("encoder") or {}
     side = {"model_type": "t5gemma2_text", **(top.get("text_config") or {})} if role == "encoder" else hf["decoder"]
     eoi, tied = top.get("eoi_token_index", 256000), hf.get("tie_word_embeddings", True)
@@ -53,14 +53,14 @@ FAMILY = replace(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": (*ENCODER, "encoder.", "encoder.text_model."), "decoder": ("model.decoder.", "decoder.")},
-    aside={"encoder": (VISION,)},
+    passthrough={"encoder": (VISION,)},
     causal_lm=False,
     old_rope=gemma.FAMILY.old_rope,
-    whole=Whole(
+    seq2seq=Seq2Seq(
         architectures={"t5gemma2": "T5Gemma2ForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
         shared=(f"{ENCODER[0]}{TABLE}", f"{ENCODER[0]}{OWN}"),
         shared_by="tie_word_embeddings",
-        nested=section,
+        side_config=section,
     ),
 )

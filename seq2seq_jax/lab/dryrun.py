@@ -36,7 +36,7 @@ from seq2seq_jax.training.flops import StepFlops, step_flops
 from seq2seq_jax.training.loop import check_division
 from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights import hf_config
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 from seq2seq_jax.weights.report import Report
 
 # Of the schedule, where the config counts in epochs; no shape depends on it.

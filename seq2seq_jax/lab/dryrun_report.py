@@ -27,7 +27,7 @@ from seq2seq_jax.lab.dryrun_chips import Chip
 from seq2seq_jax.lab.dryrun_hlo import Cost
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.setup import abstract_state, make_training
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 
 GATHERED = "cache exchanged"
 

@@ -29,7 +29,7 @@ from seq2seq_jax.lab.peers.processes import say
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.flops import step_flops
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 
 # Bytes of state beside the parameters, in parameters: AdamW's two moments, and the gradients.
 STATE = 3

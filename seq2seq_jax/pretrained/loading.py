@@ -19,13 +19,14 @@ from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.pretrained import orbax
 from seq2seq_jax.pretrained.generation import read_generation
 from seq2seq_jax.pretrained.pair import Pretrained
-from seq2seq_jax.pretrained.saving import ASIDE, EXTRAS
+from seq2seq_jax.pretrained.saving import EXTRAS, PASSTHROUGH
 from seq2seq_jax.weights import hf_config
 from seq2seq_jax.weights.files import local_directory, read_json
 from seq2seq_jax.weights.gguf_files import find_gguf, open_checkpoint, read_config
-from seq2seq_jax.weights.loading import Loader, Side, rooted_sides
+from seq2seq_jax.weights.loading import Loader
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.special_tokens import saved_tokens
+from seq2seq_jax.weights.tensor_names import one_file, rooted_sides
 from seq2seq_jax.weights.workdir import find_model
 
 
@@ -62,7 +63,7 @@ def from_pretrained(
     checkpoint = None if params_directory else open_checkpoint(directory, report.note)
     config = _pair_config(hf, mesh, directory)
     if checkpoint is not None:
-        checkpoint = rooted_sides(checkpoint, hf, _sides(config, checkpoint), "pair", report)
+        checkpoint = rooted_sides(checkpoint, hf, one_file(config, checkpoint), "pair", report)
         hf = hf_config.with_tensors(hf, checkpoint)
         config = _pair_config(hf, mesh, directory)
     config = dataclasses.replace(config, **saved_tokens(config, hf, generation, report))
@@ -71,24 +72,24 @@ def from_pretrained(
         params = orbax.restore_params(params_directory, model, mesh=mesh, dtype=param_dtype)
         for parameter in flatten_dict(params, sep="/"):
             report.add(parameter.split("/")[0], parameter, "copied")
-        dtypes, aside = read_json(directory / EXTRAS)["dtypes"], {}
-        if (directory / ASIDE).exists():
+        dtypes, passthrough = read_json(directory / EXTRAS)["dtypes"], {}
+        if (directory / PASSTHROUGH).exists():
             from safetensors.numpy import load_file
 
-            aside = load_file(directory / ASIDE)
-        return Pretrained(model, params, generation, report, aside, dtypes, generation_source)
+            passthrough = load_file(directory / PASSTHROUGH)
+        return Pretrained(model, params, generation, report, passthrough, dtypes, generation_source)
     unknown = [n for n in checkpoint if not n.startswith(("encoder.", "decoder.", "enc_to_dec_proj."))]
     if unknown and config.is_pair:
         raise ValueError(f"{directory}: nothing is known about the tensor {unknown[0]!r} in an encoder-decoder pair")
 
-    def new_value(path, shape, read):
+    def init_missing(path, shape, read):
         if path == "decoder/head/bias" and not config.is_pair:  # older files may lack final_logits_bias
             return np.zeros(shape, np.float32), "zero"
         return None
 
-    loader = Loader(model, _sides(config, checkpoint), report, new_value, compare_ties=True)
+    loader = Loader(model, one_file(config, checkpoint), report, init_missing, compare_ties=True)
     params = loader.load(mesh, param_dtype)
-    return Pretrained(model, params, generation, report, loader.aside, loader.dtypes, generation_source)
+    return Pretrained(model, params, generation, report, loader.passthrough, loader.dtypes, generation_source)
 
 
 def _pair_config(hf: Mapping[str, Any], mesh: Mesh | None, directory: Path) -> EncoderDecoderConfig:
@@ -96,12 +97,3 @@ def _pair_config(hf: Mapping[str, Any], mesh: Mesh | None, directory: Path) -> E
         return hf_config.pair_from_hf(hf, mesh)
     except ValueError as error:
         raise ValueError(f"{find_gguf(directory) or directory / 'config.json'}: {error}") from None
-
-
-def _sides(config: EncoderDecoderConfig, checkpoint: Any) -> dict[str, Side]:
-    """Both sides, read from the one checkpoint."""
-    out = {}
-    for role, side in hf_config.sides(config):
-        outer, keep = f"{role}." if config.is_pair else "", tuple(range(side.stored_layers))
-        out[role] = Side(role, side, checkpoint, outer, keep, whole=not config.is_pair)
-    return out

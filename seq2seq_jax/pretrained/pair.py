@@ -29,7 +29,7 @@ class Pretrained:
       model: the linen module. params: its parameters, tied ones stored once.
       generation_config: the checkpoint's own way of generating.
       report: what became of every tensor.
-      aside: tensors that no forward pass reads, by torch name. dtypes: the source's dtype of each torch tensor.
+      passthrough: tensors that no forward pass reads, by torch name. dtypes: the source's dtype of each torch tensor.
       generation_source: the generation_config.json that generation_config came from.
     """
 
@@ -37,7 +37,7 @@ class Pretrained:
     params: Mapping[str, Any]
     generation_config: GenerationConfig = field(default_factory=GenerationConfig)
     report: Report = field(default_factory=Report)
-    aside: Mapping[str, np.ndarray] = field(default_factory=dict)
+    passthrough: Mapping[str, np.ndarray] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
     generation_source: Mapping[str, Any] = field(default_factory=dict)
 

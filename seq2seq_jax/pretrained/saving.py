@@ -19,14 +19,16 @@ from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.pretrained import orbax
 from seq2seq_jax.pretrained.generation import generation_file
 from seq2seq_jax.weights import hf_config
+from seq2seq_jax.weights.export import torch_tensors
 from seq2seq_jax.weights.files import HUB_ERRORS, hub_reason, write_json, write_safetensors
-from seq2seq_jax.weights.loading import export_pieces, torch_tensors
 
 if TYPE_CHECKING:
     from seq2seq_jax.pretrained.pair import Pretrained
 
+from seq2seq_jax.weights.tensor_names import export_refs
+
 # Beside an Orbax checkpoint: the dtypes of its source, and the tensors that no forward pass reads.
-EXTRAS, ASIDE = "seq2seq_jax.json", "aside.safetensors"
+EXTRAS, PASSTHROUGH = "seq2seq_jax.json", "aside.safetensors"
 
 
 def save_pretrained(
@@ -112,12 +114,12 @@ def save_decoder(
     family = registry.FAMILIES[side.family]
     if not pretrained.config.is_pair or not family.causal_lm:
         raise ValueError(
-            f"torch has no causal language model of {side.family}'s decoder alone; write the whole with save_pretrained"
+            f"torch has no causal language model of {side.family}'s decoder alone; write both sides (save_pretrained)"
         )
     left_out = set()
     if not family.torch_cross:
-        pieces = export_pieces(pretrained.config).items()
-        left_out = {piece.names[0] for path, piece in pieces if "/cross_attention" in path}
+        refs = export_refs(pretrained.config).items()
+        left_out = {ref.names[0] for path, ref in refs if "/cross_attention" in path}
     flags = hf_config.SIDE_FLAGS["decoder"] if family.torch_cross else {}
     config = {**registry.to_hf(side, "decoder"), **flags}
     name_of = lambda name: None if name in left_out else _without("decoder.", name)
@@ -146,7 +148,7 @@ def save_encoder(
     family = registry.FAMILIES[side.family]
     config = {**registry.to_hf(side, "encoder"), **hf_config.SIDE_FLAGS["encoder"]}
     outer, names = ("encoder." if pretrained.config.is_pair else ""), {}
-    if family.whole is not None:
+    if family.seq2seq is not None:
         if not family.encoder_classes:
             raise ValueError(
                 f"{side.family}'s encoder alone is not written, being half of a model; write all with save_pretrained"
@@ -156,7 +158,7 @@ def save_encoder(
 
     def name_of(name: str) -> str | None:
         inner = _without(outer, name)
-        if inner is None or family.whole is None or inner in names:
+        if inner is None or family.seq2seq is None or inner in names:
             return names.get(inner, inner)
         return inner if inner.startswith("encoder.") else None
 
@@ -194,7 +196,7 @@ def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str,
     usual = usual[0][0] if usual else "float32"
     for name, make in torch_tensors(pretrained.model, pretrained.params):
         yield name, make().astype(jnp.dtype(dtype if dtype is not None else pretrained.dtypes.get(name, usual)))
-    for name, array in pretrained.aside.items():
+    for name, array in pretrained.passthrough.items():
         yield name, array if dtype is None else array.astype(jnp.dtype(dtype))
 
 
@@ -215,10 +217,10 @@ def save_orbax(
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     orbax.save_params(directory, pretrained.config, pretrained.params)
-    save_frame(directory, pretrained, tokenizer=tokenizer, target_tokenizer=target_tokenizer)
+    save_without_params(directory, pretrained, tokenizer=tokenizer, target_tokenizer=target_tokenizer)
 
 
-def save_frame(
+def save_without_params(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
     """Writes all of `save_orbax` but the parameters."""
@@ -226,10 +228,12 @@ def save_frame(
     directory.mkdir(parents=True, exist_ok=True)
     if is_first():
         write_json(directory / EXTRAS, {"dtypes": dict(pretrained.dtypes)})
-        if pretrained.aside:
-            save_file({name: np.ascontiguousarray(a) for name, a in pretrained.aside.items()}, directory / ASIDE)
+        if pretrained.passthrough:
+            save_file(
+                {name: np.ascontiguousarray(a) for name, a in pretrained.passthrough.items()}, directory / PASSTHROUGH
+            )
         _write_configs(directory, pretrained, tokenizer, target_tokenizer)
-    barrier("save_frame")
+    barrier("save_without_params")
 
 
 def _write_configs(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:

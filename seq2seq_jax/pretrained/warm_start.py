@@ -20,9 +20,10 @@ from seq2seq_jax.pretrained.pair import Pretrained
 from seq2seq_jax.weights import hf_config, initialization
 from seq2seq_jax.weights.files import local_directory
 from seq2seq_jax.weights.gguf_files import open_checkpoint, read_config
-from seq2seq_jax.weights.loading import Loader, Side, rooted_sides
+from seq2seq_jax.weights.loading import Loader
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.special_tokens import new_pair_tokens
+from seq2seq_jax.weights.tensor_names import SideCheckpoint, rooted_sides
 from seq2seq_jax.weights.tokenizer_files import plain_strings
 
 
@@ -45,8 +46,8 @@ def from_encoder_decoder_pretrained(
     """Joins a pretrained encoder and a pretrained decoder (EncoderDecoderModel.from_encoder_decoder_pretrained).
 
     Args:
-      encoder, decoder: directories or hub ids of the two checkpoints, or GGUF files of language models; whole
-        sequence-to-sequence checkpoints give their half.
+      encoder, decoder: directories or hub ids of the two checkpoints, or GGUF files of language models; a
+        sequence-to-sequence checkpoint gives its half.
       tie_encoder_decoder: False, True (all that both sides have is stored once, from the encoder), "embeddings", or
         aliases.
       cross_attention_init: how absent cross-attention begins: "normal" (torch's), "zero", "self_attention",
@@ -61,52 +62,62 @@ def from_encoder_decoder_pretrained(
         the decoder.
     """
     report = Report()
-    paths = {"encoder": local_directory(encoder), "decoder": local_directory(decoder)}
-    hf = {role: read_config(path) for role, path in paths.items()}
-    options = hf_config.split_overrides(overrides)
-    checkpoints, keeps, depths = {}, {}, {}
-    for role, source in hf.items():
-        side, checkpoint = hf_config.side_from_hf(source, role), open_checkpoint(paths[role], report.note)
-        depths[role] = side.stored_layers
-        alone = {role: Side(role, side, checkpoint, "", tuple(range(depths[role])))}
-        checkpoints[role] = rooted_sides(checkpoint, source, alone, role, report)
-        if (config := options[role].pop("config", None)) is not None:
-            given = hf_config.given_config(config, role)
-            if given["model_type"] != source["model_type"]:
-                raise ValueError(
-                    f"{role}_config is a {given['model_type']!r} config, and {paths[role]} holds a"
-                    f" {source['model_type']!r} model; give the config of that"
-                )
-            source = given
-        source = hf_config.with_tensors(source, checkpoints[role]) if role == "decoder" else source
-        hf[role], keeps[role] = hf_config.overridden(source, role, options[role], depths[role])
+    options, hf, sides = hf_config.split_overrides(overrides), {}, {}
+    for role, path_or_id in (("encoder", encoder), ("decoder", decoder)):
+        hf[role], sides[role] = _open_side(role, path_or_id, options[role], report)
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
-    config = new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, paths["decoder"], report)
+    directory = sides["decoder"].checkpoint.directory
+    config = new_pair(hf["encoder"], hf["decoder"], tie_encoder_decoder, mesh, tokens, directory, report)
+    sides = {role: dataclasses.replace(sides[role], config=side) for role, side in hf_config.sides(config)}
     as_torch = registry.family_of(hf["decoder"]).torch_cross or config.decoder.norm_position == "post"
     method = cross_attention_init or ("normal" if as_torch else "zero")
     initialization.check_choices(config, method, head_init)
-
-    sides = {}
-    for role, side in hf_config.sides(config):
-        cut, resize = len(keeps[role]) < depths[role], hf_config.resizes(options[role])
-        sides[role] = Side(role, side, checkpoints[role], "", keeps[role], cut=cut, resize=resize)
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
 
     choices = {"seed": seed, "cross_attention_init": method, "head_init": head_init}
 
-    def new_value(path, shape, read):
+    def init_missing(path, shape, read):
         if not initialization.MAY_BE_NEW.match(path):
             return None
         return initialization.new_value(path, shape, config.decoder, read=read, **choices)
 
-    loader = Loader(model, sides, report, new_value, compare_ties=False)
+    loader = Loader(model, sides, report, init_missing, compare_ties=False)
     if method == "aligned":
-        choices.update(alignment=_alignment(loader, paths, report), projected=config.has_projection)
+        choices.update(alignment=_alignment(loader, report), projected=config.has_projection)
     params = loader.load(mesh, param_dtype)
     new_head = [entry.name for entry in report.of("initialised", "decoder") if entry.name.startswith("decoder/head/")]
     if new_head:
-        report.note(f"{paths['decoder']} has no whole language-model head; {', '.join(new_head)} begin untrained")
-    return Pretrained(model, params, report=report, aside=loader.aside, dtypes=loader.dtypes)
+        report.note(f"{directory} has no complete language-model head; {', '.join(new_head)} begin untrained")
+    return Pretrained(model, params, report=report, passthrough=loader.passthrough, dtypes=loader.dtypes)
+
+
+def _open_side(
+    role: str, path_or_id: str | os.PathLike, options: dict[str, Any], report: Report
+) -> tuple[dict[str, Any], SideCheckpoint]:
+    """A side's config.json with the caller's `options`, and its checkpoint, which `report` gets notes about."""
+    path = local_directory(path_or_id)
+    hf, checkpoint = read_config(path), open_checkpoint(path, report.note)
+    config = hf_config.side_from_hf(hf, role)
+    side = SideCheckpoint(role, config, checkpoint, "", tuple(range(config.stored_layers)))
+    checkpoint = rooted_sides(checkpoint, hf, {role: side}, role, report)
+    if (given := options.pop("config", None)) is not None:
+        given = hf_config.given_config(given, role)
+        if given["model_type"] != hf["model_type"]:
+            raise ValueError(
+                f"{role}_config is a {given['model_type']!r} config, and {path} holds a {hf['model_type']!r} model;"
+                " give the config of that"
+            )
+        hf = given
+    hf = hf_config.with_tensors(hf, checkpoint) if role == "decoder" else hf
+    hf, layers = hf_config.overridden(hf, role, options, config.stored_layers)
+    side = dataclasses.replace(
+        side,
+        checkpoint=checkpoint,
+        file_layers=layers,
+        truncated=len(layers) < config.stored_layers,
+        resize_positions=hf_config.resizes(options),
+    )
+    return hf, side
 
 
 def from_encoder_decoder_configs(
@@ -138,19 +149,19 @@ def from_encoder_decoder_configs(
     report = Report()
     tokens = (decoder_start_token_id, pad_token_id, eos_token_id)
     config = new_pair(*hf, tie_encoder_decoder, mesh, tokens, None, report)
-    sides = {r: Side(r, c, None, "", tuple(range(c.stored_layers))) for r, c in hf_config.sides(config)}
+    sides = {r: SideCheckpoint(r, c, None, "", tuple(range(c.stored_layers))) for r, c in hf_config.sides(config)}
     model = EncoderDecoder(config, dtype=dtype, param_dtype=param_dtype)
 
-    def new_value(path, shape, read):
+    def init_missing(path, shape, read):
         side = config.encoder if path.startswith("encoder/") else config.decoder
         return initialization.random_value(seed, path, shape, side), "normal"
 
-    loader = Loader(model, sides, report, new_value, compare_ties=False)
+    loader = Loader(model, sides, report, init_missing, compare_ties=False)
     params = loader.load(mesh, param_dtype)
     return Pretrained(model, params, report=report)
 
 
-def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> initialization.Alignment:
+def _alignment(loader: Loader, report: Report) -> initialization.Alignment:
     """The map between the sides' token embeddings, from their tokenizers' strings."""
     tables, strings = [], []
     for role, side in loader.sides.items():
@@ -160,7 +171,7 @@ def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> ini
                 f" {side.config.embedding_size}, not {side.config.hidden_size}; use 'identity' or 'normal'"
             )
         tables.append(loader.token_table(role).astype(np.float32))
-        strings.append(plain_strings(paths[role], side.config.source, side.config.vocab_size))
+        strings.append(plain_strings(side.checkpoint.directory, side.config.source, side.config.vocab_size))
     config = loader.model.config
     intercept = config.has_projection or config.decoder.attention_bias
     alignment = initialization.align(*tables, *strings, intercept=intercept)
@@ -168,9 +179,22 @@ def _alignment(loader: Loader, paths: Mapping[str, Path], report: Report) -> ini
     return alignment
 
 
-def new_pair(encoder, decoder, tie, mesh, tokens, directory, report) -> EncoderDecoderConfig:
-    """The config of a pair that did not exist before."""
+def new_pair(
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    tie: bool | str | tuple,
+    mesh: Mesh | None,
+    tokens: tuple,
+    directory: Path | None,
+    report: Report,
+) -> EncoderDecoderConfig:
+    """The config of a new pair.
+
+    Args:
+      encoder, decoder: the config.json of each side. tie: tie_encoder_decoder.
+      tokens: the caller's start, pad and end tokens, None where not given. directory: the decoder's checkpoint.
+    """
     top = {"model_type": hf_config.PAIR_TYPES[0], "is_encoder_decoder": True, "encoder": encoder, "decoder": decoder}
     config = hf_config.pair_from_hf(top, mesh, tie=tie)
-    found = new_pair_tokens(registry.with_defaults(decoder), directory, *tokens, report)
-    return dataclasses.replace(config, **found)
+    tokens = new_pair_tokens(registry.with_defaults(decoder), directory, *tokens, report)
+    return dataclasses.replace(config, **tokens)

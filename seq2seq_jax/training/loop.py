@@ -27,7 +27,7 @@ from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.host_memory import release_memory
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
-from seq2seq_jax.pretrained.saving import save_frame, save_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained, save_without_params
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
 from seq2seq_jax.training.groups import check_unfreezing
@@ -110,7 +110,7 @@ class Run:
         say(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
-        save_frame(workdir / MODEL, self.pretrained, **_saved(self.tokenizers))
+        save_without_params(workdir / MODEL, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
         model, params = self.pretrained.model, self.pretrained.params

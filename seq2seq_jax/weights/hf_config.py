@@ -32,7 +32,7 @@ SIDE_FLAGS = {
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json of one side, of a pair or of a whole model, with a model_type in it and in its sections.
+    """The config.json of one side, a pair or a sequence-to-sequence model, its model_type and its sections' filled in.
 
     Raises:
       FileNotFoundError, ValueError: naming the file.
@@ -82,9 +82,9 @@ def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> E
     Raises:
       ValueError: if it is neither.
     """
-    whole = hf.get("model_type") not in PAIR_TYPES
-    if whole:
-        encoder, decoder, tied = _whole_sides(hf)
+    is_seq2seq = hf.get("model_type") not in PAIR_TYPES
+    if is_seq2seq:
+        encoder, decoder, tied = _seq2seq_sides(hf)
     else:
         for role in registry.ROLES:
             if not isinstance(hf.get(role), Mapping):
@@ -105,8 +105,8 @@ def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> E
     if tie is None:
         own = hf.get("seq2seq_jax", {}).get("tie_encoder_decoder")
         tie = tied if own is None else own
-    source = hf if whole else {k: v for k, v in hf.items() if k not in registry.ROLES}
-    model_type = hf["model_type"] if whole else PAIR
+    source = hf if is_seq2seq else {k: v for k, v in hf.items() if k not in registry.ROLES}
+    model_type = hf["model_type"] if is_seq2seq else PAIR
     return EncoderDecoderConfig(
         encoder, decoder, tie_encoder_decoder=tie, model_type=model_type, source_json=json.dumps(source)
     )
@@ -123,20 +123,20 @@ def with_tensors(hf: Mapping[str, Any], checkpoint: Any) -> dict[str, Any]:
     return {**hf, "decoder": side} if is_pair else side
 
 
-def _whole_sides(hf: Mapping[str, Any]) -> tuple[TransformerConfig, TransformerConfig, bool | str]:
+def _seq2seq_sides(hf: Mapping[str, Any]) -> tuple[TransformerConfig, TransformerConfig, bool | str]:
     """Encoder and decoder of a sequence-to-sequence model, and what they share."""
     family = registry.family_of(hf)
-    if family.whole is None or hf["model_type"] not in family.whole.architectures:
-        known = ", ".join(support.model_type for support in registry.families() if support.whole)
+    if family.seq2seq is None or hf["model_type"] not in family.seq2seq.architectures:
+        known = ", ".join(support.model_type for support in registry.families() if support.seq2seq)
         raise ValueError(
             f"model_type {hf['model_type']!r} is one side, not an encoder-decoder pair; to join it with another"
-            f" checkpoint, use from_encoder_decoder_pretrained (whole models are: {known})"
+            f" checkpoint, use from_encoder_decoder_pretrained (models of both sides are: {known})"
         )
     parts = {role: _section(hf, role) for role in registry.ROLES}
-    encoder = registry.from_hf(parts["encoder"], "encoder", whole=True)
+    encoder = registry.from_hf(parts["encoder"], "encoder", is_seq2seq=True)
     width = encoder.hidden_size
-    decoder = registry.from_hf(parts["decoder"], "decoder", cross_attention_size=width, whole=True)
-    shared = family.whole.shared and hf.get(family.whole.shared_by, True)
+    decoder = registry.from_hf(parts["decoder"], "decoder", cross_attention_size=width, is_seq2seq=True)
+    shared = family.seq2seq.shared and hf.get(family.seq2seq.shared_by, True)
     return encoder, decoder, "embeddings" if shared else False
 
 
@@ -144,7 +144,7 @@ def pair_to_hf(config: EncoderDecoderConfig) -> dict[str, Any]:
     """The pair's config.json: its source, with what has changed since."""
     out = config.source
     if not config.is_pair:
-        return _whole_to_hf(config, out)
+        return _seq2seq_to_hf(config, out)
     out.update(model_type=PAIR_TYPES[0], is_encoder_decoder=True, architectures=["EncoderDecoderModel"])
     out.update({"decoder_start_token_id": None, "pad_token_id": None, **token_fields(config)})
     if config.tie_encoder_decoder is True:
@@ -153,21 +153,21 @@ def pair_to_hf(config: EncoderDecoderConfig) -> dict[str, Any]:
         out["seq2seq_jax"] = {"tie_encoder_decoder": "embeddings"}
     for role, side in sides(config):
         out[role] = {**registry.to_hf(side, role), **SIDE_FLAGS[role]}
-        if registry.family_of(out[role]).whole is not None:
+        if registry.family_of(out[role]).seq2seq is not None:
             out[role]["is_encoder_decoder"] = False
     return out
 
 
-def _whole_to_hf(config: EncoderDecoderConfig, out: dict[str, Any]) -> dict[str, Any]:
+def _seq2seq_to_hf(config: EncoderDecoderConfig, out: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a sequence-to-sequence model, with the vocabulary that it has now."""
-    whole = registry.family_of(out).whole
-    out["architectures"] = [whole.architectures[config.model_type]]
+    layout = registry.family_of(out).seq2seq
+    out["architectures"] = [layout.architectures[config.model_type]]
     for role, side in sides(config):
-        section = out[role].get("text_config", out[role]) if whole.nested else out
+        section = out[role].get("text_config", out[role]) if layout.side_config else out
         name = "decoder_vocab_size" if role == "decoder" and "decoder_vocab_size" in out else "vocab_size"
         if section.get(name, side.vocab_size) != side.vocab_size:
             section[name] = side.vocab_size
-    if whole.nested and "vocab_size" in out:
+    if layout.side_config and "vocab_size" in out:
         out["vocab_size"] = config.decoder.vocab_size
     return out
 
@@ -185,12 +185,12 @@ def split_overrides(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _section(hf: Mapping[str, Any], role: str) -> dict[str, Any]:
     """A side's part of config.json: a section of it in models that have one (T5Gemma), with what stands above it."""
-    whole = registry.family_of(hf).whole
-    return dict(whole.nested(hf, role)) if whole is not None and whole.nested and role in hf else dict(hf)
+    layout = registry.family_of(hf).seq2seq
+    return dict(layout.side_config(hf, role)) if layout is not None and layout.side_config and role in hf else dict(hf)
 
 
 def side_from_hf(hf: Mapping[str, Any], role: str) -> TransformerConfig:
-    """The settings of one side, from its own config.json or that of a whole model."""
+    """The settings of one side, from its own config.json or that of a sequence-to-sequence model."""
     return registry.from_hf(_section(hf, role), role)
 
 

@@ -15,7 +15,7 @@ STATUSES = {
     "selected": "rows chosen",
     "resized": "rows added or removed",
     "other part": "of a part of the checkpoint that is not used",
-    "kept aside": "read by no forward pass, written back on export",
+    "passed through": "read by no forward pass, written back on export",
 }
 
 

@@ -58,7 +58,7 @@ from seq2seq_jax.lab.dryrun_chips import CHIPS  # noqa: E402
 from seq2seq_jax.parallel.mesh import make_mesh  # noqa: E402
 from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs  # noqa: E402
 from seq2seq_jax.training.setup import abstract_state, make_training  # noqa: E402
-from seq2seq_jax.weights.loading import abstract_params  # noqa: E402
+from seq2seq_jax.weights.params import abstract_params  # noqa: E402
 
 values = {"encoder": "x", "decoder": "x", "data": {"train": "x", "max_source_length": 16, "max_target_length": 8}}
 values |= {"batch": {"size": 16}, "num_steps": 1, "optimizer": {"freeze": ("encoder.embeddings",)}}

@@ -24,7 +24,7 @@ from seq2seq_jax.models.stack import REMAT_POLICIES
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.flops import RECOMPUTED, StepFlops, step_flops
 from seq2seq_jax.training.setup import abstract_state, make_training
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 
 ROOT = Path(__file__).parent.parent.parent
 HELD = (

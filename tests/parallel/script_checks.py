@@ -20,7 +20,7 @@ from seq2seq_jax.inference.line_decoder import LineDecoder
 from seq2seq_jax.inference.trained import load_trained
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.saving import save_pretrained
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 from tests.training import toy
 from tests.weights.checkpoints import BERT, make_pair
 

@@ -250,7 +250,7 @@ def test_both_halves_of_t5gemma2(tmp_path):
     save_pretrained(tmp_path / "pair", pair)
     again = from_pretrained(tmp_path / "pair")
     ladder.close(again.model.apply({"params": again.params}, **batch).logits, expected, 1e-5, "logits")
-    assert again.aside.keys() == pair.aside.keys() and any("vision_tower" in n for n in pair.aside)
+    assert again.passthrough.keys() == pair.passthrough.keys() and any("vision_tower" in n for n in pair.passthrough)
 
 
 BARE = ["modernbert-decoder", "phi3", "olmo2", "granite", "gptj", "gpt_neo"]

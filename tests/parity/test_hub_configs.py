@@ -337,7 +337,7 @@ def check_decoder(directory, config, small):
 def test_states_and_logits(model_type, small, tmp_path):
     """Torch's, on 40 tokens, by the same directory; and what is written again has the file's own fields."""
     there, config = support(model_type), raw_config(model_type)
-    if there.whole:
+    if there.seq2seq:
         pair = check_whole(tmp_path / "whole", config)
         save_pretrained(tmp_path / "again", pair)
         again = json.loads((tmp_path / "again" / "config.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 
 import seq2seq_jax as s2s
 from seq2seq_jax.pretrained import orbax
-from seq2seq_jax.pretrained.saving import save_frame
+from seq2seq_jax.pretrained.saving import save_without_params
 from seq2seq_jax.weights.workdir import find_model, model_directory
 from tests.weights.checkpoints import BERT, equal, make_pair, noisy
 
@@ -23,7 +23,7 @@ def pairs():
 def workdir(pairs, tmp_path):
     """A workdir as the training loop leaves it: steps 2 and 6 were evaluated; step 4 was not."""
     (tmp_path / "config.json").write_text(json.dumps({"evaluation": {"best": "loss"}, "data": {}}))
-    save_frame(tmp_path / "model", pairs[2])
+    save_without_params(tmp_path / "model", pairs[2])
     for step, loss in ((2, 1.0), (4, None), (6, 2.0)):
         orbax.save_params(tmp_path / "checkpoints" / str(step), pairs[step].config, pairs[step].params)
         if loss is not None:
@@ -77,3 +77,20 @@ def test_a_model_with_a_folder_named_model_is_no_workdir(workdir, pairs, tmp_pat
     (directory / "model").mkdir()
     assert find_model(directory) == (directory, None)
     assert find_model("owner/name") == ("owner/name", None) and model_directory("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_params_of_another_config(workdir, pairs, layers):
+    """One line, whether the stored tree lacks parameters or has more."""
+    config = json.loads((workdir / "model" / "config.json").read_text())
+    config["encoder"]["num_hidden_layers"] = layers
+    (workdir / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="config.json") as error:
+        s2s.from_pretrained(workdir)
+    assert "\n" not in str(error.value)
+    config["encoder"].update(num_hidden_layers=3, hidden_size=6)
+    config["enc"] = 1
+    (workdir / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="config.json") as error:
+        s2s.from_pretrained(workdir)
+    assert "\n" not in str(error.value)
