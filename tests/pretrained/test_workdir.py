@@ -79,18 +79,20 @@ def test_a_model_with_a_folder_named_model_is_no_workdir(workdir, pairs, tmp_pat
     assert find_model("owner/name") == ("owner/name", None) and model_directory("owner/name") == "owner/name"
 
 
-@pytest.mark.parametrize("layers", [2, 4])
-def test_params_of_another_config(workdir, pairs, layers):
-    """One line, whether the stored tree lacks parameters or has more."""
-    config = json.loads((workdir / "model" / "config.json").read_text())
-    config["encoder"]["num_hidden_layers"] = layers
-    (workdir / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="config.json") as error:
-        s2s.from_pretrained(workdir)
-    assert "\n" not in str(error.value)
-    config["encoder"].update(num_hidden_layers=3, hidden_size=6)
-    config["enc"] = 1
-    (workdir / "model" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="config.json") as error:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type_vocab_size": 0}, "has the parameter 'encoder/embeddings/token_type/embedding', which"),
+        ({"model_type": "roberta-prelayernorm"}, "lacks the parameter 'encoder/final_norm/"),
+        ({"intermediate_size": 24}, r"has shape \[3, 20, 12\], and config.json asks for \[3, 24, 12\]"),
+    ],
+)
+def test_parameters_of_another_config(workdir, change, message):
+    """One line, whether the stored tree lacks parameters, has more, or has others."""
+    file = workdir / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["encoder"].update(change)
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message) as error:
         s2s.from_pretrained(workdir)
     assert "\n" not in str(error.value)
