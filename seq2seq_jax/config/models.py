@@ -351,7 +351,8 @@ class EncoderDecoderConfig:
       decoder_start_token_id, pad_token_id: what labels are shifted with; None until known.
       eos_token_ids: tokens that end a sequence.
       tie_encoder_decoder: False, True (everything that both sides have), "embeddings" (the token table), or aliases.
-      model_type: "encoder-decoder", or that of a whole sequence-to-sequence model ("bart", "t5" ...).
+      model_type: "encoder-decoder", or that of a sequence-to-sequence model of one class ("bart", "t5" ...).
+      wrap_labels: shifted labels begin with their own last token (mBART's language code), not with a start token.
       source_json: the pair's own `config.json`.
     """
 
@@ -362,6 +363,7 @@ class EncoderDecoderConfig:
     eos_token_ids: tuple[int, ...] = ()
     tie_encoder_decoder: bool | str | tuple[Alias, ...] = False
     model_type: str = PAIR
+    wrap_labels: bool = False
     source_json: str = field(default="{}", compare=False, repr=False)
 
     def __post_init__(self):

@@ -144,6 +144,7 @@ class Seq2Seq:
       prefixes: role -> prefix of its names. shared: names of what both sides share, such as the token table.
       shared_by: the field of config.json that says whether they do; absent: they do.
       logits_bias: whether there is a `final_logits_bias`.
+      wrap_labels: model_types whose shifted labels begin with their own last token, a language code.
       side_config: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
     """
 
@@ -152,6 +153,7 @@ class Seq2Seq:
     shared: tuple[str, ...] = ()
     shared_by: str = "share_encoder_decoder_embeddings"
     logits_bias: bool = False
+    wrap_labels: tuple[str, ...] = ()
     side_config: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
 
 

@@ -173,7 +173,7 @@ class EncoderDecoder(nn.Module):
             if decoder_pack_ids is not None and np.shape(decoder_pack_ids) != np.shape(labels):
                 shapes = list(np.shape(decoder_pack_ids)), list(np.shape(labels))
                 raise ValueError(f"decoder_pack_ids has shape {shapes[0]} and labels {shapes[1]}; make them equal")
-            if c.model_type in ("mbart", "plbart"):
+            if c.wrap_labels:
                 decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id, decoder_pack_ids)
             else:
                 tokens = c.pad_token_id, c.decoder_start_token_id

@@ -108,7 +108,12 @@ def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> E
     source = hf if is_seq2seq else {k: v for k, v in hf.items() if k not in registry.ROLES}
     model_type = hf["model_type"] if is_seq2seq else PAIR
     return EncoderDecoderConfig(
-        encoder, decoder, tie_encoder_decoder=tie, model_type=model_type, source_json=json.dumps(source)
+        encoder,
+        decoder,
+        tie_encoder_decoder=tie,
+        model_type=model_type,
+        wrap_labels=is_seq2seq and model_type in registry.family_of(hf).seq2seq.wrap_labels,
+        source_json=json.dumps(source),
     )
 
 

@@ -14,8 +14,7 @@ from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.soundness import count_not_finite
 from seq2seq_jax.weights.state_dicts import rooted
-from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, tensors, write
-from tests.weights.test_bad_input import refused
+from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, refused, standalone, tensors, write
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
