@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 STATUSES = {
     "copied": "copied from the file",
-    "initialised": "new, not in any file",
-    "tied": "stored once, with another",
-    "ignored": "in the file, needed by nothing",
-    "cut": "of a layer beyond the depth that was asked for",
+    "initialised": "new, in no file",
+    "tied": "stored once, together with another",
+    "ignored": "in the file, and not needed",
+    "cut": "of a layer that an option leaves out",
     "selected": "rows chosen",
     "resized": "rows added or removed",
     "other part": "of a part of the checkpoint that is not used",
