@@ -1,4 +1,4 @@
-"""ALBERT (transformers.AlbertModel), an encoder: narrow embeddings, layers that share their parameters."""
+"""ALBERT (transformers.AlbertModel), an encoder: factorized embeddings, parameters shared by the layers."""
 
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules
 from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, bert_embedding_rules, take

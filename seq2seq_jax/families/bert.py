@@ -1,4 +1,4 @@
-"""BERT (transformers.BertModel as encoder, BertLMHeadModel as decoder): post-LN, token types, head transform."""
+"""BERT (transformers.BertModel as encoder, BertLMHeadModel as decoder): post-norm, token types, head transform."""
 
 from seq2seq_jax.families.rules import Family
 from seq2seq_jax.families.shared import (

@@ -1,4 +1,4 @@
-"""ELECTRA (transformers.ElectraModel of a discriminator or generator, ElectraForCausalLM): narrow embeddings."""
+"""ELECTRA (transformers.ElectraModel of a discriminator or generator, ElectraForCausalLM): factorized embeddings."""
 
 from seq2seq_jax.families.rules import Family, linear_rules
 from seq2seq_jax.families.shared import (

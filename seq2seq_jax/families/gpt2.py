@@ -42,7 +42,7 @@ def from_hf(hf, role):
 
 
 def outer_rules(config):
-    """All but the projections."""
+    """The rules of all tensors but the projections."""
     layer, flax = "h.{layer}", "layers/{layer}"
     tied = ("lm_head.weight",) if config.head and config.tie_head else ()
     table = [
@@ -60,7 +60,7 @@ def outer_rules(config):
 
 
 def fused(torch, flax, names, op):
-    """weight and bias of a projection that holds several of ours."""
+    """Weight and bias of a fused projection, which holds several of ours."""
     return [rule(f"{torch}.{theirs}", tuple(f"{flax}/{n}/{ours}" for n in names), op) for theirs, ours in
             (("weight", "kernel"), ("bias", "bias"))]  # fmt: skip
 

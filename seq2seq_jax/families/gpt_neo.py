@@ -1,4 +1,4 @@
-"""GPT-Neo (transformers.GPTNeoModel, GPTNeoForCausalLM): GPT-2 with local layers, and scores that are not scaled."""
+"""GPT-Neo (transformers.GPTNeoModel, GPTNeoForCausalLM): GPT-2 with local layers and unscaled attention scores."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule

@@ -1,4 +1,4 @@
-"""GPT-NeoX, Pythia (transformers.GPTNeoXModel, GPTNeoXForCausalLM): partly rotary, attention and MLP side by side."""
+"""GPT-NeoX, Pythia (transformers.GPTNeoXModel, GPTNeoXForCausalLM): partial rotary, attention and MLP in parallel."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, fused_in, linear_out, linear_rules, norm_rules, rule

@@ -1,4 +1,4 @@
-"""GPT-J (transformers.GPTJModel, GPTJForCausalLM): attention and MLP side by side behind one norm, partly rotary."""
+"""GPT-J (transformers.GPTJModel, GPTJForCausalLM): attention and MLP in parallel after one norm, partial rotary."""
 
 from dataclasses import replace
 

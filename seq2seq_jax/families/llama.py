@@ -14,7 +14,7 @@ WITH_MLP_BIAS = ("llama", "smollm3", "eurobert", "granite")
 
 
 def layers(hf):
-    """Settings layer by layer, from layer_types where the window is not everywhere."""
+    """Settings of each layer; layer_types says which have the window if not all do."""
     kind, count = hf["model_type"], hf["num_hidden_layers"]
     turns = rotary(hf, head_dim(hf), partial=kind == "phi3")
     window = hf.get("sliding_window", 4096) if kind in WINDOWED else None
@@ -65,7 +65,7 @@ NORMS = {"self_attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
 def rules(config, norms=NORMS, post_norms=None, head="lm_head.weight"):
-    """norms, post_norms: names of the norms before and behind each part, where there are any."""
+    """norms, post_norms: torch names of the norms before and after each block; None: there are none."""
     layer, flax = "layers.{layer}", "layers/{layer}"
     tied = (head,) if config.head and config.tie_head else ()
     table = [rule("embed_tokens.weight", "embeddings/token/embedding", also=tied)]

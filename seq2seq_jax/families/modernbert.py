@@ -1,4 +1,4 @@
-"""ModernBERT (transformers.ModernBertModel), an encoder: rotary, local and global layers, gated MLP, norms in front."""
+"""ModernBERT (transformers.ModernBertModel), an encoder: rotary, local and global layers, gated MLP, pre-norm."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, fused_rows, linear_out, linear_rules, norm_rules, rule
@@ -13,7 +13,7 @@ RATES = {
 
 
 def layer_types(hf):
-    """full_attention or sliding_attention for each layer, also from the older way to say it."""
+    """full_attention or sliding_attention for each layer, from layer_types or the older field."""
     every = hf.get("global_attn_every_n_layers", 3)
     kinds = ["sliding_attention" if i % every else "full_attention" for i in range(hf["num_hidden_layers"])]
     return by_layer(hf, "layer_types") or kinds
@@ -49,7 +49,7 @@ def rules(config):
 
 
 def common_rules(config, tied=()):
-    """All but the attention, which the encoder has fused and the decoder not. tied: other full names of the table."""
+    """The rules of all but the attention, which is fused in the encoder only. tied: other full names of the table."""
     layer, flax, bias = "layers.{layer}", "layers/{layer}", {"bias": config.norm_bias}
     table = [rule("embeddings.tok_embeddings.weight", "embeddings/token/embedding", also=tied)]
     table += norm_rules("embeddings.norm", "embeddings/norm", **bias)

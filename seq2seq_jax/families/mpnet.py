@@ -1,4 +1,4 @@
-"""MPNet (transformers.MPNetModel), an encoder: positions from the ids, and T5's buckets shared by all layers."""
+"""MPNet (transformers.MPNetModel), an encoder: positions from the ids, and T5's relative buckets, one table."""
 
 from seq2seq_jax.config import RelativeBias
 from seq2seq_jax.families.roberta import DEFAULTS, positions_from_ids
@@ -9,7 +9,7 @@ FIELDS = {ours: theirs for ours, theirs in BERT.items() if ours != "type_vocab_s
 
 
 def from_hf(hf, role):
-    # The class counts from 1, whatever its pad token.
+    # The class counts from 1, whatever the pad token is.
     positions = positions_from_ids({**hf, "pad_token_id": 1})
     bias = RelativeBias(hf["relative_attention_num_buckets"], 128)
     return {**take(hf, FIELDS), **positions, "padding_idx": 1, "relative_bias": bias}

@@ -13,7 +13,7 @@ def from_hf(hf, role):
 
 
 def rules(config):
-    """The hub's names, which torch too writes."""
+    """The names of the hub's files, which torch writes too."""
     layer, flax, h, d = "encoder.layers.{layer}", "layers/{layer}", config.num_heads, config.head_dim
     paths = tuple(f"{flax}/self_attention/{name}/kernel" for name in ("query", "key", "value"))
     table = [

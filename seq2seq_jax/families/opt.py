@@ -1,4 +1,4 @@
-"""OPT (transformers.OPTModel, OPTForCausalLM): norms in front; 350m: norms behind, narrow embeddings."""
+"""OPT (transformers.OPTModel, OPTForCausalLM): pre-norm; 350m: post-norm, factorized embeddings."""
 
 from seq2seq_jax.families.rules import Family, linear_rules, norm_rules, rule
 from seq2seq_jax.families.shared import STANDARD, bart_layer_rules, take

@@ -1,4 +1,4 @@
-"""Which family reads which checkpoint. A family is one file beside this one; a new one is added to `MODULES`."""
+"""Which family reads which checkpoint. Each family is one file of this folder; `MODULES` lists them."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ LEFT_OUT = {
 }
 
 
-# The forms of config.json, by the version of transformers that wrote them, in which a model_type's states or logits are
-# compared with torch's (tests/parity/test_hub_configs.py and test_families.py).
+# The versions of transformers whose config.json files are compared with torch's classes, by model_type
+# (tests/parity/test_hub_configs.py and test_families.py).
 _BOTH_FORMS = (
     "bert", "ernie", "bert-generation", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm",
     "xlm-roberta-xl", "data2vec-text", "electra", "megatron-bert", "rembert", "roformer", "big_bird", "longformer",
@@ -132,10 +132,10 @@ def as_table() -> str:
 
 
 def with_model_type(hf: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
-    """A config.json that has a model_type: its own, or that of the torch class in `architectures`.
+    """The config.json with a model_type: its own, or that of the torch class in `architectures`.
 
     Raises:
-      ValueError: if neither tells it.
+      ValueError: if it has neither.
     """
     model_type = inferred_type(hf, BY_MODEL_TYPE)
     if model_type is None:
@@ -150,7 +150,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """The family that reads a config.json.
 
     Raises:
-      ValueError: for a `model_type` that no family reads; names the nearest that one does.
+      ValueError: for a `model_type` that no family reads; names the nearest one that is read.
     """
     model_type = with_model_type(hf)["model_type"]
     if model_type not in BY_MODEL_TYPE:
@@ -159,8 +159,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 
 def with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of any age as its torch class reads it: the class's names and newest forms, its defaults for what
-    the file leaves out.
+    """A config.json of any age as its torch class reads it: newest names and forms, the class's defaults filled in.
 
     Raises:
       ValueError: naming a field whose value is not of its kind.
@@ -171,7 +170,7 @@ def with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_kind(hf: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """A ValueError for what changes the layers and is not built."""
+    """Raises ValueError for a field that changes the layers and is not supported."""
     kind = hf.get("position_embedding_type") or "absolute"
     if kind != "absolute" and settings.get("positions", "learned") != "none":
         raise ValueError(
@@ -187,13 +186,13 @@ def from_hf(
 ) -> TransformerConfig:
     """The settings of a transformer from its config.json.
 
-    Beside torch's fields it knows use_bidirectional_attention (of a causal LM as encoder) and cross_attention_every (of
-    a decoder whose every n-th layer has cross-attention).
+    Two fields are not torch's: use_bidirectional_attention (a causal LM as encoder) and cross_attention_every (only
+    every n-th layer of the decoder has cross-attention).
 
     Args:
       role: "encoder" or "decoder".
-      cross_attention_size: width of the states that a decoder reads; None is its own width, which is what
-        enc_to_dec_proj brings the encoder's states to.
+      cross_attention_size: width of the encoder states that a decoder reads; None: its own hidden_size, to which
+        enc_to_dec_proj maps them.
       is_seq2seq: the config.json is that of a sequence-to-sequence model, of which this is half.
 
     Raises:

@@ -1,4 +1,4 @@
-"""RemBERT (transformers.RemBertModel, RemBertForCausalLM): input and output embeddings of different widths."""
+"""RemBERT (transformers.RemBertModel, RemBertForCausalLM): input and output embeddings of different sizes."""
 
 from seq2seq_jax.families.rules import Family, linear_rules
 from seq2seq_jax.families.shared import (

@@ -17,7 +17,7 @@ DEFAULTS = {**BERT_DEFAULTS, **TOKENS}
 
 
 def positions_from_ids(hf):
-    """Token positions begin behind the pad token's row of the table."""
+    """Positions of tokens begin after the pad token's row of the table."""
     pad = hf["pad_token_id"]
     if pad is None:
         raise ValueError("pad_token_id is null; give the pad token's id, behind whose row positions begin")
@@ -51,7 +51,7 @@ def rules(config):
 
 
 def family(name, defaults, prefix="roberta.", layers=rules, read=from_hf):
-    """A family of RoBERTa's kind, whose base model's names begin with `prefix`."""
+    """A family like RoBERTa, in which the base model's names begin with `prefix`."""
     return Family(
         name=name,
         defaults=defaults,

@@ -1,4 +1,4 @@
-"""RoFormer (transformers.RoFormerModel, RoFormerForCausalLM): BERT with rotary positions in neighbouring pairs."""
+"""RoFormer (transformers.RoFormerModel, RoFormerForCausalLM): BERT with rotary positions of interleaved pairs."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, linear_rules

@@ -1,7 +1,7 @@
-"""Rules that name a parameter on both sides: one table, read forwards to import and backwards to export.
+"""Rules that map torch tensors to flax parameters; the same table is read forwards to import, backwards to export.
 
-A rule is (torch name, flax paths, op). An op is a pair of inverse functions on numpy arrays, so that a round trip gives
-every tensor back bit for bit.
+A rule is (torch name, flax paths, op). An op is a pair of inverse functions on numpy arrays, so that a round trip
+restores every tensor bit for bit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def linear_out(heads: int, dim: int) -> Op:
 
 
 def fused_in(heads: Sequence[int], dim: int, *, per_head: bool = False, transposed: bool = True) -> Op:
-    """Fused projections to one array [..., heads, dim] for each number in `heads`.
+    """Fused projections to one array [..., heads, dim] for each number in `heads`. Biases pass too.
 
     Args:
-      per_head: one head's parts stand together (GPT-NeoX), not one part's heads.
-      transposed: torch's Linear [outputs, features]; else Conv1D [features, outputs]. Biases pass either way.
+      per_head: the fused axis is [heads, projection, dim] (GPT-NeoX), not [projection, heads, dim].
+      transposed: the tensor is a torch Linear's [outputs, features]; else a Conv1D's [features, outputs].
     """
 
     def forward(t):
@@ -68,7 +68,7 @@ def fused_in(heads: Sequence[int], dim: int, *, per_head: bool = False, transpos
 
 
 def fused_rows(parts: int) -> Op:
-    """Several torch Linears stacked to one [parts * outputs, features], as arrays [features, outputs]."""
+    """Several torch Linears in one [parts * outputs, features], to arrays [features, outputs]."""
     return Op(lambda t: tuple(np.split(t.T, parts, axis=-1)), lambda a: np.concatenate(a, axis=-1).T)
 
 
@@ -86,9 +86,9 @@ class Rule(NamedTuple):
     """One tensor.
 
     Attributes:
-      torch: its name behind the side's prefix; "{layer}" stands for the layer's number.
+      torch: its name after the side's prefix; "{layer}" stands for the layer's number.
       flax: the paths of its arrays in the transformer; "layers/{layer}/..." for a layer.
-      head: the name stands alone, without the base model's prefix.
+      head: the name has no prefix of the base model.
       also: other full names under which files hold the same tensor.
     """
 

@@ -1,4 +1,4 @@
-"""T5, mT5, UMT5, Flan-T5 (transformers.T5ForConditionalGeneration and its halves): RMS norms, biases by distance."""
+"""T5, mT5, UMT5, Flan-T5 (transformers.T5ForConditionalGeneration and its halves): RMS norms, relative biases."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ FIELDS = {
     "norm_eps": "layer_norm_epsilon",
     "dropout": "dropout_rate",
 }
-NO_LIMIT = 2**20  # distances have buckets at any length
+NO_LIMIT = 2**20  # relative buckets hold for any length
 
 
 def from_hf(hf, role):
@@ -22,7 +22,7 @@ def from_hf(hf, role):
     if kind not in ("", "gated"):
         raise ValueError(f"feed_forward_proj is {hf['feed_forward_proj']!r}; give an activation, or gated-<activation>")
     act = "gelu_new" if (kind, act) == ("gated", "gelu") else act
-    # What newer files say beside it wins, as in torch.
+    # The fields that newer files have beside it win, as in torch.
     act, gated = hf.get("dense_act_fn") or act, hf.get("is_gated_act", kind == "gated")
     layers = hf.get("num_decoder_layers") if role == "decoder" else None
     buckets = (hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"])
@@ -48,7 +48,7 @@ def from_hf(hf, role):
         layer_pattern=(LayerSettings(attention_scale=1.0),),
     )
     if role == "decoder":
-        # As transformers 5 has it: T5 and UMT5 scale unless they are told not to, mT5 never.
+        # As in transformers 5: T5 and UMT5 scale unless the config says no; mT5 never does.
         tie = hf["tie_word_embeddings"]
         scaled = hf["model_type"] != "mt5" and hf.get("scale_decoder_outputs", tie)
         settings.update(causal=True, head=True, tie_head=tie, head_scale=hf["d_model"] ** -0.5 if scaled else 1.0)
@@ -56,7 +56,7 @@ def from_hf(hf, role):
 
 
 def with_tensors(hf, checkpoint, prefix):
-    """config.json that says of the head what the file does: it is tied, unless the file has one that differs."""
+    """config.json with tie_word_embeddings as the file has it: false if its head differs from the token table."""
     head = f"{prefix}lm_head.weight"
     tables = [n for n in (f"{prefix}shared.weight", f"{prefix}decoder.embed_tokens.weight") if n in checkpoint]
     own = head in checkpoint and tables and not np.array_equal(checkpoint.read(head), checkpoint.read(tables[0]))
@@ -81,7 +81,7 @@ def rules(config):
     for i, (theirs, ours) in enumerate(parts):
         table += attention_rules(config, f"{flax}/{ours}", *(f"{layer}.{i}.{theirs}.{n}" for n in "qkvo"))
         table += norm_rules(f"{layer}.{i}.layer_norm", f"{flax}/{ours}_norm", bias=False)
-    # The MLP stands behind the cross-attention, also where a checkpoint of the encoder has none.
+    # The MLP comes after the cross-attention, and is number 2 in a decoder without cross-attention too.
     mlp = f"{layer}.{2 if config.causal else 1}"
     names = {"wi_0": "gate", "wi_1": "up"} if config.mlp_gated else {"wi": "up"}
     for theirs, ours in {**names, "wo": "down"}.items():
