@@ -1,4 +1,4 @@
-"""A pair, or a side of it, written: to a directory that torch loads, or to Orbax."""
+"""Saving a pair or one side of it: as a directory that torch loads, on the hub, or with Orbax."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def save_encoder(
     """Writes an encoder alone, for torch's class of it (AutoModel; T5EncoderModel, MT5EncoderModel, UMT5EncoderModel).
 
     Tensors that no forward pass of the pair reads, such as a pooler, are written too. A causal language model that was
-    made bidirectional is so for `from_encoder_decoder_pretrained` only: most of torch's classes do not read
+    made bidirectional stays so for `from_encoder_decoder_pretrained` alone: most of torch's classes do not read
     use_bidirectional_attention.
 
     Raises:
@@ -167,7 +167,7 @@ def save_encoder(
 
 
 def _without(prefix: str, name: str) -> str | None:
-    """The name behind the prefix; None: it has another."""
+    """The name without the prefix; None if it has another."""
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
@@ -190,7 +190,7 @@ def _save_side(
 
 
 def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a pair's file, in `dtype`, or in its own of the source (new ones: as most of them)."""
+    """Every tensor of a pair's file in `dtype`; None: in the source's, and new tensors in the most common one."""
     pretrained.check_stored("is not written")
     usual = Counter(pretrained.dtypes.values()).most_common(1)
     usual = usual[0][0] if usual else "float32"
@@ -205,14 +205,14 @@ def _write_tensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], m
     if is_first():
         write_safetensors(directory, tensors, max_shard_size)
     else:
-        for _ in tensors:  # gathering them takes every process
+        for _ in tensors:  # every process takes part in gathering them
             pass
 
 
 def save_orbax(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
-    """Writes an Orbax / TensorStore directory that `from_pretrained` loads: sharded in, sharded out, no torch names."""
+    """Writes an Orbax / TensorStore directory that `from_pretrained` loads; each process writes and reads its shards."""
     pretrained.check_stored("is not written")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)

@@ -48,13 +48,13 @@ def from_encoder_decoder_pretrained(
     Args:
       encoder, decoder: directories or hub ids of the two checkpoints, or GGUF files of language models; a
         sequence-to-sequence checkpoint gives its half.
-      tie_encoder_decoder: False, True (all that both sides have is stored once, from the encoder), "embeddings", or
-        aliases.
-      cross_attention_init: how absent cross-attention begins: "normal" (torch's), "zero", "self_attention",
-        "identity", or "aligned" (identity across different widths and vocabularies); None: "normal" where torch's
-        class has cross-attention or its norms stand behind, else "zero".
-      head_init: how an absent head transform begins: "normal" or "identity".
-      seed: of the random ones.
+      tie_encoder_decoder: False, True (both sides share all that both have, with the encoder's values), "embeddings",
+        or a tuple of `Alias`.
+      cross_attention_init: initial values of cross-attention that the decoder's file lacks: "normal" (torch's), "zero",
+        "self_attention", "identity", or "aligned" (identity across different widths and vocabularies). None: "normal"
+        if torch's class has cross-attention or the decoder is post-norm, else "zero".
+      head_init: initial values of a head transform that the file lacks: "normal" or "identity".
+      seed: of the random values.
       decoder_start_token_id, pad_token_id, eos_token_id: None: from the decoder's config.json, else its tokenizer.
       overrides: encoder_<field> and decoder_<field>, Hugging Face's names. Also encoder_num_hidden_layers (the first
         layers), encoder_keep_layers (their numbers), encoder_max_position_embeddings (the table is resized),

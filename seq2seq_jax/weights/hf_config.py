@@ -189,7 +189,7 @@ def split_overrides(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _section(hf: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """A side's part of config.json: a section of it in models that have one (T5Gemma), with what stands above it."""
+    """A side's config: in models with sections (T5Gemma) its section and the fields that apply to both."""
     layout = registry.family_of(hf).seq2seq
     return dict(layout.side_config(hf, role)) if layout is not None and layout.side_config and role in hf else dict(hf)
 
