@@ -242,7 +242,7 @@ def _with_cross_every(config: TransformerConfig, every: int) -> TransformerConfi
     return dataclasses.replace(config, layer_pattern=tuple(layers))
 
 
-def to_hf(config: TransformerConfig, role: str) -> dict[str, Any]:
+def to_hf(config: TransformerConfig) -> dict[str, Any]:
     """The config.json of a transformer: its source, with the vocabulary that it has now."""
     out = config.source
     if with_defaults(out).get("vocab_size") != config.vocab_size:

@@ -65,7 +65,7 @@ def by_layer(hf: Mapping[str, Any], name: str) -> list | None:
     return given[:count] if given else None
 
 
-def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = (), **norms: Any) -> list[Rule]:
+def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = ()) -> list[Rule]:
     """embeddings.{word,position,token_type}_embeddings and embeddings.LayerNorm, those that the config has.
 
     Args:

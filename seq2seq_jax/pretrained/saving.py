@@ -121,7 +121,7 @@ def save_decoder(
         refs = export_refs(pretrained.config).items()
         left_out = {ref.names[0] for path, ref in refs if "/cross_attention" in path}
     flags = hf_config.SIDE_FLAGS["decoder"] if family.torch_cross else {}
-    config = {**registry.to_hf(side, "decoder"), **flags}
+    config = {**registry.to_hf(side), **flags}
     name_of = lambda name: None if name in left_out else _without("decoder.", name)
     _save_side(Path(path), pretrained, name_of, config, dtype, max_shard_size, tokenizer)
     barrier("save_decoder")
@@ -146,7 +146,7 @@ def save_encoder(
     """
     side = pretrained.config.encoder
     family = registry.FAMILIES[side.family]
-    config = {**registry.to_hf(side, "encoder"), **hf_config.SIDE_FLAGS["encoder"]}
+    config = {**registry.to_hf(side), **hf_config.SIDE_FLAGS["encoder"]}
     outer, names = ("encoder." if pretrained.config.is_pair else ""), {}
     if family.seq2seq is not None:
         if not family.encoder_classes:
@@ -212,7 +212,7 @@ def _write_tensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], m
 def save_orbax(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
-    """Writes an Orbax / TensorStore directory that `from_pretrained` loads; each process writes and reads its shards."""
+    """Writes an Orbax / TensorStore directory that `from_pretrained` loads; each process writes its shards."""
     pretrained.check_stored("is not written")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)

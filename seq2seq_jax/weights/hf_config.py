@@ -157,7 +157,7 @@ def pair_to_hf(config: EncoderDecoderConfig) -> dict[str, Any]:
     elif config.tie_encoder_decoder == "embeddings":
         out["seq2seq_jax"] = {"tie_encoder_decoder": "embeddings"}
     for role, side in sides(config):
-        out[role] = {**registry.to_hf(side, role), **SIDE_FLAGS[role]}
+        out[role] = {**registry.to_hf(side), **SIDE_FLAGS[role]}
         if registry.family_of(out[role]).seq2seq is not None:
             out[role]["is_encoder_decoder"] = False
     return out
