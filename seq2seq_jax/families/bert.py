@@ -9,12 +9,11 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_head_rules,
     bert_layer_rules,
-    take,
 )
 
 
 def from_hf(hf, role):
-    settings = take(hf, BERT)
+    settings = read_fields(hf, BERT)
     if role == "decoder":
         tie = hf["tie_word_embeddings"]
         settings.update(causal=True, head=True, head_transform=True, head_bias="trained", tie_head=tie)

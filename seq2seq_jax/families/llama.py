@@ -2,7 +2,7 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, by_layer, rotary, take
+from seq2seq_jax.families.shared import STANDARD, by_layer, read_fields, rotary
 
 FIELDS = {**STANDARD, "norm_eps": "rms_norm_eps", "attention_dropout": "attention_dropout"}
 
@@ -39,7 +39,7 @@ def head_dim(hf):
 def from_hf(hf, role):
     kind = hf["model_type"]
     bias = kind == "qwen2" or (kind not in WITHOUT_BIAS and hf.get("attention_bias", False))
-    return take(
+    return read_fields(
         hf,
         FIELDS,
         head_dim=head_dim(hf),

@@ -2,7 +2,7 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, fused_rows, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, by_layer, rotary, take
+from seq2seq_jax.families.shared import STANDARD, by_layer, read_fields, rotary
 
 FIELDS = {**STANDARD, "activation": "hidden_activation", "norm_eps": "norm_eps", "norm_bias": "norm_bias"}
 RATES = {
@@ -26,7 +26,7 @@ def from_hf(hf, role):
         window = near if kind == "sliding_attention" else None
         layers.append(LayerSettings(window=window, rotary=rotary(hf, dim, kind, partial=False), attention_norm=i > 0))
     bias = {"attention_bias": hf["attention_bias"], "attention_out_bias": hf["attention_bias"]}
-    return take(
+    return read_fields(
         hf,
         {**FIELDS, **RATES},
         **bias,

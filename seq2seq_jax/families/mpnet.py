@@ -3,7 +3,7 @@
 from seq2seq_jax.config import RelativeBias
 from seq2seq_jax.families.roberta import DEFAULTS, positions_from_ids
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import BERT, BERT_POOLER, bert_embedding_rules, take
+from seq2seq_jax.families.shared import BERT, BERT_POOLER, bert_embedding_rules, read_fields
 
 FIELDS = {ours: theirs for ours, theirs in BERT.items() if ours != "type_vocab_size"}
 
@@ -12,7 +12,7 @@ def from_hf(hf, role):
     # The class counts from 1, whatever the pad token is.
     positions = positions_from_ids({**hf, "pad_token_id": 1})
     bias = RelativeBias(hf["relative_attention_num_buckets"], 128)
-    return {**take(hf, FIELDS), **positions, "padding_idx": 1, "relative_bias": bias}
+    return {**read_fields(hf, FIELDS), **positions, "padding_idx": 1, "relative_bias": bias}
 
 
 def rules(config):

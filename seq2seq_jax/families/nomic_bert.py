@@ -2,14 +2,14 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, rotary, take
+from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, read_fields, rotary
 
 
 def from_hf(hf, role):
     dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     flags = {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False, "mlp_gated": True}
     pattern = (LayerSettings(rotary=rotary(hf, dim, partial=False)),)
-    return take(hf, BERT, head_dim=dim, positions="none", layer_pattern=pattern, **flags)
+    return read_fields(hf, BERT, head_dim=dim, positions="none", layer_pattern=pattern, **flags)
 
 
 def rules(config):

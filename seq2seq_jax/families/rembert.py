@@ -9,12 +9,11 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
-    take,
 )
 
 
 def from_hf(hf, role):
-    settings = take(hf, BERT, embedding_size=hf["input_embedding_size"])
+    settings = read_fields(hf, BERT, embedding_size=hf["input_embedding_size"])
     if role == "decoder":
         settings.update(causal=True, head=True, head_transform=True, head_bias="trained", tie_head=False)
         settings.update(head_size=hf["output_embedding_size"])

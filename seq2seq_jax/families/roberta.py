@@ -9,7 +9,6 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
-    take,
 )
 
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -29,7 +28,7 @@ def positions_from_ids(hf):
 
 
 def from_hf(hf, role):
-    settings = {**take(hf, BERT), **positions_from_ids(hf)}
+    settings = {**read_fields(hf, BERT), **positions_from_ids(hf)}
     if role == "decoder":
         settings.update(causal=True, head=True, head_transform=True, head_activation="gelu", head_bias="trained")
         settings.update(tie_head=hf["tie_word_embeddings"])

@@ -11,14 +11,15 @@ from seq2seq_jax.families.shared import (
     bert_head_rules,
     bert_layer_rules,
     rotary,
-    take,
 )
 
 
 def from_hf(hf, role):
     turns = rotary({}, hf["hidden_size"] // hf["num_attention_heads"], interleaved=True, values=hf["rotary_value"])
     size = hf["embedding_size"] or hf["hidden_size"]
-    settings = take(hf, BERT, embedding_size=size, positions="none", layer_pattern=(LayerSettings(rotary=turns),))
+    settings = read_fields(
+        hf, BERT, embedding_size=size, positions="none", layer_pattern=(LayerSettings(rotary=turns),)
+    )
     if role == "decoder":
         tie = hf["tie_word_embeddings"]
         settings.update(causal=True, head=True, head_transform=True, head_bias="trained", tie_head=tie)

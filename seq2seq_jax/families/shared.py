@@ -48,7 +48,7 @@ BERT_POOLER = (r"pooler\.(dense\.)?(weight|bias)",)
 BERT_IGNORED = (r"embeddings\.position_ids", r"embeddings\.token_type_ids", *BERT_POOLER)
 
 
-def take(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[str, Any]:
+def read_fields(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """Settings read from config.json by `fields` (ours: theirs), and `more`."""
     return {**{ours: hf[theirs] for ours, theirs in fields.items()}, **more}
 
