@@ -8,6 +8,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
+    read_fields,
 )
 
 FIELDS = {ours: theirs for ours, theirs in BERT.items() if ours != "type_vocab_size"}

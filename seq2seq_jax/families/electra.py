@@ -8,6 +8,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
+    read_fields,
 )
 
 SIZES = {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}

@@ -9,6 +9,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
+    read_fields,
 )
 
 

@@ -9,6 +9,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
+    read_fields,
 )
 
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}

@@ -10,6 +10,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_head_rules,
     bert_layer_rules,
+    read_fields,
     rotary,
 )
 
