@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(command)
-flags.DEFINE_string("input", None, "A pair: a directory that torch, save_pretrained or save_orbax wrote, or a hub id.")
+flags.DEFINE_string("input", None, "A pair: a run's workdir, a directory that torch or we saved, or a hub id.")
 flags.DEFINE_string("encoder", None, "With --decoder: the encoder's checkpoint, to be joined.")
 flags.DEFINE_string("decoder", None, "With --encoder: the decoder's checkpoint, to be joined.")
 flags.DEFINE_string("output", None, "The directory to write.", required=True)
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     from seq2seq_jax.config import parse_settings
     from seq2seq_jax.text.tokenizer import TARGET_FOLDER
     from seq2seq_jax.weights.files import local_directory
+    from seq2seq_jax.weights.workdir import model_directory
 
     if FLAGS.input is not None:
         pretrained, source, target = s2s.from_pretrained(FLAGS.input), FLAGS.input, FLAGS.input
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
             **parse_settings(FLAGS.set),
         )
     tokenizers = {"tokenizer": find_tokenizer(source, "source")}
-    if FLAGS.input is None or (local_directory(FLAGS.input) / TARGET_FOLDER).is_dir():
+    if FLAGS.input is None or (local_directory(model_directory(FLAGS.input)) / TARGET_FOLDER).is_dir():
         tokenizers["target_tokenizer"] = find_tokenizer(target, "target")
     if FLAGS.to == "torch":
         s2s.save_pretrained(

@@ -9,7 +9,7 @@ from absl import flags
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from seq2seq_jax.training.checkpoints import Trained
+    from seq2seq_jax.inference.trained import Trained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "A run's workdir, a directory that we or torch saved, or a hub id.", required=True)
@@ -26,8 +26,8 @@ flags.DEFINE_multi_string("set", [], "A generation setting, name=value.")
 def load(mesh: Mesh) -> Trained:
     """The pair that the flags name, its generation_config changed as they say."""
     from seq2seq_jax.config import parse_settings
+    from seq2seq_jax.inference.trained import load_trained
     from seq2seq_jax.pretrained.pair import quantize
-    from seq2seq_jax.training.checkpoints import load_trained
 
     changes = parse_settings(FLAGS.set)
     trained = load_trained(

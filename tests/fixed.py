@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seq2seq_jax.pretrained.pair import from_pretrained
+from seq2seq_jax.pretrained.loading import from_pretrained
 
 DIRECTORY = Path(__file__).parent / "torch_results"
 NAMES = sorted(path.name for path in DIRECTORY.iterdir())

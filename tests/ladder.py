@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from seq2seq_jax.models.losses import IGNORED
-from seq2seq_jax.weights.loading import torch_tensors
+from seq2seq_jax.weights.export import torch_tensors
 
 SGD_RATE, ADAMW = 0.1, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.98, "eps": 1e-3, "weight_decay": 0.01}
 BEAM = {"num_beams": 4, "length_penalty": 1.3, "early_stopping": True, "num_return_sequences": 2}

@@ -1,13 +1,16 @@
-"""ALBERT (transformers.AlbertModel), an encoder: narrow embeddings, layers that share their parameters."""
+"""ALBERT (transformers.AlbertModel), an encoder: factorized embeddings, parameters shared by the layers."""
 
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules
-from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, bert_embedding_rules, take
+from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, bert_embedding_rules, read_fields
 
 
 def from_hf(hf, role):
     layers, groups, inner = (hf[n] for n in ("num_hidden_layers", "num_hidden_groups", "inner_group_num"))
     shared = tuple((i * groups // layers) * inner + j for i in range(layers) for j in range(inner))
-    return take(hf, BERT, embedding_size=hf["embedding_size"]) | {"num_layers": layers * inner, "shared_layers": shared}
+    return read_fields(hf, BERT, embedding_size=hf["embedding_size"]) | {
+        "num_layers": layers * inner,
+        "shared_layers": shared,
+    }
 
 
 def rules(config):
@@ -36,5 +39,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "albert.")},
     ignored=(r"embeddings\.position_ids",),
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -1,10 +1,10 @@
-"""BART and its relatives (transformers' BART, mBART, MVP, PLBart, Marian, Pegasus, Blenderbot), halves and whole.
+"""BART and its relatives (transformers' BART, mBART, MVP, PLBart, Marian, Pegasus, Blenderbot), and the halves of each.
 
 They differ in where the norms stand and in the positions.
 """
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.families.rules import Family, Whole, norm_rules, rule
+from seq2seq_jax.families.rules import Family, Seq2Seq, norm_rules, rule
 from seq2seq_jax.families.shared import bart_layer_rules
 
 FIELDS = {
@@ -134,14 +134,14 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "model.encoder.", "encoder."), "decoder": ("model.decoder.", "decoder.")},
     # Sinusoidal positions are computed, not read.
-    aside={role: (r"embed_positions\.weight",) for role in ("encoder", "decoder")},
+    passthrough={role: (r"embed_positions\.weight",) for role in ("encoder", "decoder")},
     aliases={**ALIASES, "plbart": {"initializer_range": "init_std"}},
     renamed={"hidden_size": "d_model", "encoder": sizes("encoder"), "decoder": sizes("decoder")},
-    whole=Whole(
+    seq2seq=Seq2Seq(
         architectures={**{t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()}, "marian": "MarianMTModel"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
         shared=("model.shared.weight",),
         logits_bias=True,
-        last_label_first=("mbart", "plbart"),
+        wrap_labels=("mbart", "plbart"),
     ),
 )

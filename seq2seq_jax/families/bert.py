@@ -1,4 +1,4 @@
-"""BERT (transformers.BertModel as encoder, BertLMHeadModel as decoder): post-LN, token types, head transform."""
+"""BERT (transformers.BertModel as encoder, BertLMHeadModel as decoder): post-norm, token types, head transform."""
 
 from seq2seq_jax.families.rules import Family
 from seq2seq_jax.families.shared import (
@@ -9,12 +9,12 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_head_rules,
     bert_layer_rules,
-    take,
+    read_fields,
 )
 
 
 def from_hf(hf, role):
-    settings = take(hf, BERT)
+    settings = read_fields(hf, BERT)
     if role == "decoder":
         tie = hf["tie_word_embeddings"]
         settings.update(causal=True, head=True, head_transform=True, head_bias="trained", tie_head=tie)
@@ -34,5 +34,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "bert."), "decoder": ("bert.", "")},
     ignored=BERT_IGNORED,
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -8,7 +8,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
-    take,
+    read_fields,
 )
 
 FIELDS = {ours: theirs for ours, theirs in BERT.items() if ours != "type_vocab_size"}
@@ -17,7 +17,7 @@ DEFAULTS = {**BERT_DEFAULTS, **SIZES, "intermediate_size": 4096, "bos_token_id":
 
 
 def from_hf(hf, role):
-    settings = take(hf, FIELDS)
+    settings = read_fields(hf, FIELDS)
     if role == "decoder":
         settings.update(causal=True, head=True, head_bias="trained", tie_head=hf["tie_word_embeddings"])
     return settings

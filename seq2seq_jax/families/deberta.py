@@ -11,7 +11,7 @@ from seq2seq_jax.families.rules import (
     norm_rules,
     rule,
 )
-from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_IGNORED, bert_embedding_rules, take
+from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_IGNORED, bert_embedding_rules, read_fields
 
 
 def from_hf(hf, role):
@@ -38,7 +38,7 @@ def from_hf(hf, role):
     more |= {"embedding_size": hf.get("embedding_size") or hf["hidden_size"]}
     if more["embedding_size"] != hf["hidden_size"]:
         raise ValueError("embedding_size other than hidden_size is not built; use a DeBERTa where they are equal")
-    return take(hf, BERT, disentangled=relative, positions=positions, layer_pattern=pattern, **more)
+    return read_fields(hf, BERT, disentangled=relative, positions=positions, layer_pattern=pattern, **more)
 
 
 def rules(config):

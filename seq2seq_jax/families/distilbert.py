@@ -1,7 +1,7 @@
 """DistilBERT (transformers.DistilBertModel), an encoder: BERT without token types, under other names."""
 
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules
-from seq2seq_jax.families.shared import bert_embedding_rules, take
+from seq2seq_jax.families.shared import bert_embedding_rules, read_fields
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -18,7 +18,7 @@ FIELDS = {
 
 
 def from_hf(hf, role):
-    return take(hf, FIELDS, norm_eps=1e-12)
+    return read_fields(hf, FIELDS, norm_eps=1e-12)
 
 
 def rules(config):

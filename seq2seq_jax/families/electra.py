@@ -1,4 +1,4 @@
-"""ELECTRA (transformers.ElectraModel of a discriminator or generator, ElectraForCausalLM): narrow embeddings."""
+"""ELECTRA (transformers.ElectraModel of a discriminator or generator, ElectraForCausalLM): factorized embeddings."""
 
 from seq2seq_jax.families.rules import Family, linear_rules
 from seq2seq_jax.families.shared import (
@@ -8,14 +8,14 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
-    take,
+    read_fields,
 )
 
 SIZES = {"embedding_size": 128, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 
 
 def from_hf(hf, role):
-    settings = take(hf, BERT, embedding_size=hf["embedding_size"])
+    settings = read_fields(hf, BERT, embedding_size=hf["embedding_size"])
     if role == "decoder":
         settings.update(causal=True, head=True, head_transform=True, head_activation="gelu", head_bias="trained")
         settings.update(tie_head=hf["tie_word_embeddings"])

@@ -1,4 +1,4 @@
-"""ERNIE (transformers.ErnieModel, ErnieForCausalLM): BERT, with the embedding of task 0 added where it has tasks."""
+"""ERNIE (transformers.ErnieModel, ErnieForCausalLM): BERT, plus the embedding of task 0 if it has tasks."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""EuroBERT (transformers.EuroBertModel), an encoder: LLaMA's layers, each token seeing all."""
+"""EuroBERT (transformers.EuroBertModel), an encoder: LLaMA's layers with bidirectional attention."""
 
 from dataclasses import replace
 

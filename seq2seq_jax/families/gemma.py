@@ -8,7 +8,7 @@ from seq2seq_jax.families.shared import by_layer, rotary
 
 
 def layers(hf):
-    """Local and global layers, from layer_types or the older patterns (Gemma 2: every other, Gemma 3: five of six)."""
+    """Local and global layers, from layer_types or the older patterns: every second or (Gemma 3) sixth is global."""
     kind, count = hf["model_type"], hf["num_hidden_layers"]
     every = 6 if kind == "gemma3_text" else 2
     every = hf.get("sliding_window_pattern") or every if kind == "gemma3_text" else every
@@ -17,7 +17,7 @@ def layers(hf):
     scale = None if kind == "gemma" else hf["query_pre_attn_scalar"] ** -0.5
     dim = hf["head_dim"]
     turns = {name: rotary(hf, dim, name, partial=False) for name in set(kinds)}
-    # As Gemma 3's class has it: a window that looks both ways counts both.
+    # In Gemma 3's class a bidirectional window counts both directions.
     both_ways = kind == "gemma3_text" and hf.get("use_bidirectional_attention")
     size = hf.get("sliding_window")
     near = None if size is None else size // 2 if both_ways else size - 1
@@ -28,7 +28,7 @@ def layers(hf):
 
 def from_hf(hf, role):
     kind = hf["model_type"]
-    # The first Gemma's files say gelu and mean its approximation; its class does not read hidden_activation.
+    # Files of the first Gemma say gelu and mean the tanh approximation; its class does not read hidden_activation.
     act = hf["hidden_act"] if kind == "gemma" else hf["hidden_activation"]
     act = "gelu_pytorch_tanh" if (kind, act) == ("gemma", "gelu") else act
     settings = llama.from_hf({**hf, "hidden_act": act, "mlp_bias": False, "model_type": "llama"}, role)

@@ -2,7 +2,7 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import IDENTITY, Family, fused_in, linear_rules, norm_rules, rule, split_first
-from seq2seq_jax.families.shared import take
+from seq2seq_jax.families.shared import read_fields
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -25,7 +25,7 @@ def from_hf(hf, role):
     pattern = (LayerSettings(attention_scale=scale),)
     if hf.get("scale_attn_by_inverse_layer_idx"):
         pattern = tuple(LayerSettings(attention_scale=scale / (i + 1)) for i in range(layers))
-    return take(
+    return read_fields(
         hf,
         FIELDS,
         intermediate_size=hf["n_inner"] or 4 * width,
@@ -42,7 +42,7 @@ def from_hf(hf, role):
 
 
 def outer_rules(config):
-    """All but the projections."""
+    """The rules of all tensors but the projections."""
     layer, flax = "h.{layer}", "layers/{layer}"
     tied = ("lm_head.weight",) if config.head and config.tie_head else ()
     table = [
@@ -60,7 +60,7 @@ def outer_rules(config):
 
 
 def fused(torch, flax, names, op):
-    """weight and bias of a projection that holds several of ours."""
+    """Weight and bias of a fused projection, which holds several of ours."""
     return [rule(f"{torch}.{theirs}", tuple(f"{flax}/{n}/{ours}" for n in names), op) for theirs, ours in
             (("weight", "kernel"), ("bias", "bias"))]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""GPT-BigCode (transformers.GPTBigCodeModel, GPTBigCodeForCausalLM): GPT-2 with one head of keys and values.
+"""GPT-BigCode (transformers.GPTBigCodeModel, GPTBigCodeForCausalLM): GPT-2 with multi-query attention.
 
 The class of transformers 5.23 fails with cross-attention, so its formula (queries of all heads, keys and values as in
 self-attention) is followed.

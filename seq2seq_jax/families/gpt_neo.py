@@ -1,8 +1,8 @@
-"""GPT-Neo (transformers.GPTNeoModel, GPTNeoForCausalLM): GPT-2 with local layers, and scores that are not scaled."""
+"""GPT-Neo (transformers.GPTNeoModel, GPTNeoForCausalLM): GPT-2 with local layers and unscaled attention scores."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import take
+from seq2seq_jax.families.shared import read_fields
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -25,7 +25,7 @@ def from_hf(hf, role):
         raise ValueError(f"attention_types describes {len(kinds)} layers, and num_layers is {hf['num_layers']}")
     windows = {"global": None, "local": hf["window_size"] - 1}
     layers = [LayerSettings(attention_scale=1.0, window=windows[kind]) for kind in kinds[: hf["num_layers"]]]
-    return take(
+    return read_fields(
         hf,
         FIELDS,
         intermediate_size=hf["intermediate_size"] or 4 * hf["hidden_size"],

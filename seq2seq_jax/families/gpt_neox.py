@@ -1,8 +1,8 @@
-"""GPT-NeoX, Pythia (transformers.GPTNeoXModel, GPTNeoXForCausalLM): partly rotary, attention and MLP side by side."""
+"""GPT-NeoX, Pythia (transformers.GPTNeoXModel, GPTNeoXForCausalLM): partial rotary, attention and MLP in parallel."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, fused_in, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, rotary, take
+from seq2seq_jax.families.shared import STANDARD, read_fields, rotary
 
 FIELDS = {
     **STANDARD,
@@ -17,7 +17,7 @@ FIELDS = {
 
 def from_hf(hf, role):
     turns = rotary(hf, hf["hidden_size"] // hf["num_attention_heads"])
-    return take(
+    return read_fields(
         hf,
         FIELDS,
         norm_position="pre",

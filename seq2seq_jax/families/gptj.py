@@ -1,15 +1,15 @@
-"""GPT-J (transformers.GPTJModel, GPTJForCausalLM): attention and MLP side by side behind one norm, partly rotary."""
+"""GPT-J (transformers.GPTJModel, GPTJForCausalLM): attention and MLP in parallel after one norm, partial rotary."""
 
 from dataclasses import replace
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families import gpt2
 from seq2seq_jax.families.rules import attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import rotary, take
+from seq2seq_jax.families.shared import read_fields, rotary
 
 
 def from_hf(hf, role):
-    return take(
+    return read_fields(
         hf,
         gpt2.FIELDS,
         intermediate_size=hf["n_inner"] or 4 * hf["n_embd"],

@@ -1,4 +1,4 @@
-"""Granite (transformers.GraniteModel, GraniteForCausalLM): LLaMA with factors (muP) in four places."""
+"""Granite (transformers.GraniteModel, GraniteForCausalLM): LLaMA with four multipliers (muP)."""
 
 from dataclasses import replace
 

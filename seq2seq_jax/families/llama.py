@@ -2,7 +2,7 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, by_layer, rotary, take
+from seq2seq_jax.families.shared import STANDARD, by_layer, read_fields, rotary
 
 FIELDS = {**STANDARD, "norm_eps": "rms_norm_eps", "attention_dropout": "attention_dropout"}
 
@@ -14,7 +14,7 @@ WITH_MLP_BIAS = ("llama", "smollm3", "eurobert", "granite")
 
 
 def layers(hf):
-    """Settings layer by layer, from layer_types where the window is not everywhere."""
+    """Settings of each layer; layer_types says which have the window if not all do."""
     kind, count = hf["model_type"], hf["num_hidden_layers"]
     turns = rotary(hf, head_dim(hf), partial=kind == "phi3")
     window = hf.get("sliding_window", 4096) if kind in WINDOWED else None
@@ -39,7 +39,7 @@ def head_dim(hf):
 def from_hf(hf, role):
     kind = hf["model_type"]
     bias = kind == "qwen2" or (kind not in WITHOUT_BIAS and hf.get("attention_bias", False))
-    return take(
+    return read_fields(
         hf,
         FIELDS,
         head_dim=head_dim(hf),
@@ -65,7 +65,7 @@ NORMS = {"self_attention": "input_layernorm", "mlp": "post_attention_layernorm"}
 
 
 def rules(config, norms=NORMS, post_norms=None, head="lm_head.weight"):
-    """norms, post_norms: names of the norms before and behind each part, where there are any."""
+    """norms, post_norms: torch names of the norms before and after each block; None: there are none."""
     layer, flax = "layers.{layer}", "layers/{layer}"
     tied = (head,) if config.head and config.tie_head else ()
     table = [rule("embed_tokens.weight", "embeddings/token/embedding", also=tied)]

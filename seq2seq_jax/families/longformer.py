@@ -25,5 +25,5 @@ FAMILY = replace(
     defaults={"longformer": {**roberta.DEFAULTS, "attention_window": 512}},
     from_hf=from_hf,
     prefixes={"encoder": ("", "longformer.")},
-    aside={"encoder": (*BERT_POOLER, GLOBAL)},
+    passthrough={"encoder": (*BERT_POOLER, GLOBAL)},
 )

@@ -1,4 +1,4 @@
-"""Megatron-BERT (transformers.MegatronBertModel, MegatronBertForCausalLM): BERT with norms in front.
+"""Megatron-BERT (transformers.MegatronBertModel, MegatronBertForCausalLM): BERT with pre-norm.
 
 As a decoder of a pair the class of transformers 5.23 fails, so its formula is followed.
 """

@@ -1,8 +1,8 @@
-"""ModernBERT (transformers.ModernBertModel), an encoder: rotary, local and global layers, gated MLP, norms in front."""
+"""ModernBERT (transformers.ModernBertModel), an encoder: rotary, local and global layers, gated MLP, pre-norm."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, fused_rows, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, by_layer, rotary, take
+from seq2seq_jax.families.shared import STANDARD, by_layer, read_fields, rotary
 
 FIELDS = {**STANDARD, "activation": "hidden_activation", "norm_eps": "norm_eps", "norm_bias": "norm_bias"}
 RATES = {
@@ -13,7 +13,7 @@ RATES = {
 
 
 def layer_types(hf):
-    """full_attention or sliding_attention for each layer, also from the older way to say it."""
+    """full_attention or sliding_attention for each layer, from layer_types or the older field."""
     every = hf.get("global_attn_every_n_layers", 3)
     kinds = ["sliding_attention" if i % every else "full_attention" for i in range(hf["num_hidden_layers"])]
     return by_layer(hf, "layer_types") or kinds
@@ -26,7 +26,7 @@ def from_hf(hf, role):
         window = near if kind == "sliding_attention" else None
         layers.append(LayerSettings(window=window, rotary=rotary(hf, dim, kind, partial=False), attention_norm=i > 0))
     bias = {"attention_bias": hf["attention_bias"], "attention_out_bias": hf["attention_bias"]}
-    return take(
+    return read_fields(
         hf,
         {**FIELDS, **RATES},
         **bias,
@@ -49,7 +49,7 @@ def rules(config):
 
 
 def common_rules(config, tied=()):
-    """All but the attention, which the encoder has fused and the decoder not. tied: other whole names of the table."""
+    """The rules of all but the attention, which is fused in the encoder only. tied: other full names of the table."""
     layer, flax, bias = "layers.{layer}", "layers/{layer}", {"bias": config.norm_bias}
     table = [rule("embeddings.tok_embeddings.weight", "embeddings/token/embedding", also=tied)]
     table += norm_rules("embeddings.norm", "embeddings/norm", **bias)

@@ -8,7 +8,7 @@ from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, no
 
 def from_hf(hf, role):
     settings = modernbert.from_hf(hf, role)
-    # Half of local_attention counts the token itself, as it does not in the encoder.
+    # Half of local_attention includes the token itself; in the encoder it does not.
     layers = [s if s.window is None else replace(s, window=s.window - 1) for s in settings["layer_pattern"]]
     settings.update(causal=True, layer_pattern=tuple(layers))
     if role == "decoder":

@@ -1,18 +1,18 @@
-"""MPNet (transformers.MPNetModel), an encoder: positions from the ids, and T5's buckets shared by all layers."""
+"""MPNet (transformers.MPNetModel), an encoder: positions from the ids, and T5's relative buckets, one table."""
 
 from seq2seq_jax.config import RelativeBias
 from seq2seq_jax.families.roberta import DEFAULTS, positions_from_ids
 from seq2seq_jax.families.rules import Family, attention_rules, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import BERT, BERT_POOLER, bert_embedding_rules, take
+from seq2seq_jax.families.shared import BERT, BERT_POOLER, bert_embedding_rules, read_fields
 
 FIELDS = {ours: theirs for ours, theirs in BERT.items() if ours != "type_vocab_size"}
 
 
 def from_hf(hf, role):
-    # The class counts from 1, whatever its pad token.
+    # The class counts from 1, whatever the pad token is.
     positions = positions_from_ids({**hf, "pad_token_id": 1})
     bias = RelativeBias(hf["relative_attention_num_buckets"], 128)
-    return {**take(hf, FIELDS), **positions, "padding_idx": 1, "relative_bias": bias}
+    return {**read_fields(hf, FIELDS), **positions, "padding_idx": 1, "relative_bias": bias}
 
 
 def rules(config):
@@ -37,5 +37,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "mpnet.")},
     ignored=(r"embeddings\.position_ids",),
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

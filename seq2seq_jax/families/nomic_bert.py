@@ -2,18 +2,18 @@
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, fused_in, linear_out, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, rotary, take
+from seq2seq_jax.families.shared import BERT, BERT_DEFAULTS, BERT_POOLER, read_fields, rotary
 
 
 def from_hf(hf, role):
     dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     flags = {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False, "mlp_gated": True}
     pattern = (LayerSettings(rotary=rotary(hf, dim, partial=False)),)
-    return take(hf, BERT, head_dim=dim, positions="none", layer_pattern=pattern, **flags)
+    return read_fields(hf, BERT, head_dim=dim, positions="none", layer_pattern=pattern, **flags)
 
 
 def rules(config):
-    """The hub's names, which torch too writes."""
+    """The names of the hub's files, which torch writes too."""
     layer, flax, h, d = "encoder.layers.{layer}", "layers/{layer}", config.num_heads, config.head_dim
     paths = tuple(f"{flax}/self_attention/{name}/kernel" for name in ("query", "key", "value"))
     table = [
@@ -39,5 +39,5 @@ FAMILY = Family(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": ("", "nomic_bert.")},
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -1,4 +1,4 @@
-"""OLMo 2 (transformers.Olmo2Model, Olmo2ForCausalLM): LLaMA with other norms, behind the blocks."""
+"""OLMo 2 (transformers.Olmo2Model, Olmo2ForCausalLM): LLaMA with norms after the blocks, and of queries and keys."""
 
 from dataclasses import replace
 

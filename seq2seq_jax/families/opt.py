@@ -1,7 +1,7 @@
-"""OPT (transformers.OPTModel, OPTForCausalLM): norms in front; 350m: norms behind, narrow embeddings."""
+"""OPT (transformers.OPTModel, OPTForCausalLM): pre-norm; 350m: post-norm, factorized embeddings."""
 
 from seq2seq_jax.families.rules import Family, linear_rules, norm_rules, rule
-from seq2seq_jax.families.shared import STANDARD, bart_layer_rules, take
+from seq2seq_jax.families.shared import STANDARD, bart_layer_rules, read_fields
 
 FIELDS = {
     **STANDARD,
@@ -26,7 +26,7 @@ def from_hf(hf, role):
         raise ValueError(
             "an OPT whose word_embed_proj_dim is not its hidden_size does not serve as encoder; use another"
         )
-    return take(
+    return read_fields(
         hf,
         FIELDS,
         norm_eps=1e-5,

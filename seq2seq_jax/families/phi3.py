@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5, Phi-4 (transformers.Phi3Model, Phi3ForCausalLM): LLaMA with fused projections, partly rotary."""
+"""Phi-3, Phi-3.5, Phi-4 (transformers.Phi3Model, Phi3ForCausalLM): LLaMA with fused projections, partial rotary."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ def from_hf(hf, role):
     if turns.get("rope_type", turns.get("type")) in ("su", "yarn"):  # older names, as torch reads them
         hf = {**hf, name: {**turns, "rope_type": "longrope"}}
     settings = llama.from_hf(hf, role)
-    # resid_pdrop is of the blocks; embd_pdrop is not used in torch either.
+    # resid_pdrop is the blocks' dropout; torch does not use embd_pdrop either.
     settings.update(dropout=hf["resid_pdrop"], embedding_dropout=0.0)
     return settings
 

@@ -1,4 +1,4 @@
-"""config.json of any age, in the form that the config classes of transformers 5 give it when they read it."""
+"""config.json files of any age, normalised as the config classes of transformers 5 normalise them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# What follows a family's name in the names of torch's classes.
+# The names of torch's classes: a family's name, then one of these endings.
 _CLASS = re.compile(r"(\w+?)(For[A-Z]\w*|(LMHead|WithLMHead|DoubleHeads|MT|Encoder)?Model|Encoder|Decoder)")
-_CLASS_OF = {"gemma3": "gemma3_text"}  # Gemma 3's text model has the name of the whole
+_CLASS_OF = {"gemma3": "gemma3_text"}  # the class of Gemma 3's text model has the name of the multimodal one
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
            "forced_eos_token_id")  # fmt: skip
 # Whole numbers that may be null, also where the class has a number.
@@ -22,7 +22,7 @@ _OLD_ROPE = ("rope_scaling", "rope_theta")
 
 
 def inferred_type(hf: Mapping[str, Any], known: Iterable[str]) -> str | None:
-    """`model_type`, else the one of `known` whose torch classes `architectures` names; None: there is neither."""
+    """`model_type`, or else the one of `known` that has the torch class in `architectures`; None: neither."""
     if hf.get("model_type") is not None:
         return hf["model_type"]
     plain = {re.sub("[-_]", "", name): name for name in known}
@@ -60,7 +60,7 @@ def normalised(
 
 
 def check_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """A ValueError for the first field that is not of its default's kind, or a token id that is no number."""
+    """Raises ValueError for a field whose value is not of its default's kind, or a token id that is no whole number."""
     for name, value in fields.items():
         default = defaults.get(name)
         if name in _TOKENS:
@@ -111,7 +111,7 @@ def rope_parameters(
         return _one_rope(fields, scaling or given, default, old_rope)
     out = {}
     for kind, own in default.items():
-        # So in torch a "type" in rope_scaling, unlike its "rope_type", does not count here.
+        # As in torch, "rope_type" of rope_scaling counts here, and its older name "type" does not.
         entries = {
             **(given.get(kind) or {"rope_type": "default"}),
             **(scaling if old_rope[kind].get("rope_scaling") else {}),

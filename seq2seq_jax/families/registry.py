@@ -1,4 +1,4 @@
-"""Which family reads which checkpoint. A family is one file beside this one; a new one is added to `MODULES`."""
+"""Which family reads which checkpoint. Each family is one file of this folder; `MODULES` lists them."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ LEFT_OUT = {
 }
 
 
-# The forms of config.json, by the version of transformers that wrote them, in which a model_type's states or logits are
-# compared with torch's (tests/parity/test_hub_configs.py and test_families.py).
+# The versions of transformers whose config.json files are compared with torch's classes, by model_type
+# (tests/parity/test_hub_configs.py and test_families.py).
 _BOTH_FORMS = (
     "bert", "ernie", "bert-generation", "roberta", "xlm-roberta", "camembert", "roberta-prelayernorm",
     "xlm-roberta-xl", "data2vec-text", "electra", "megatron-bert", "rembert", "roformer", "big_bird", "longformer",
@@ -88,7 +88,7 @@ class Support(NamedTuple):
     """What is supported of one model_type.
 
     Attributes:
-      encoder, decoder, whole: whether it serves as that; whole: as a sequence-to-sequence model of its own class.
+      encoder, decoder: whether it serves as that. seq2seq: whether it is a sequence-to-sequence model of one class.
       torch_cross: whether torch too can give this decoder cross-attention.
     """
 
@@ -96,7 +96,7 @@ class Support(NamedTuple):
     family: str
     encoder: bool
     decoder: bool
-    whole: bool
+    seq2seq: bool
     torch_cross: bool
 
 
@@ -108,7 +108,7 @@ def families() -> tuple[Support, ...]:
             family=family.name,
             encoder="encoder" in family.prefixes,
             decoder="decoder" in family.prefixes,
-            whole=family.whole is not None and model_type in family.whole.architectures,
+            seq2seq=family.seq2seq is not None and model_type in family.seq2seq.architectures,
             torch_cross="decoder" in family.prefixes and family.torch_cross,
         )
         for model_type, family in BY_MODEL_TYPE.items()
@@ -124,18 +124,18 @@ def as_table() -> str:
     for support in families():
         forms = HUB_CONFIGS.get(support.model_type, ())
         rows.setdefault((support.family, *support[2:], forms), []).append(support.model_type)
-    for (_, encoder, decoder, whole, torch_cross, forms), types in rows.items():
-        cells = (encoder, decoder, decoder and torch_cross, whole)
+    for (_, encoder, decoder, seq2seq, torch_cross, forms), types in rows.items():
+        cells = (encoder, decoder, decoder and torch_cross, seq2seq)
         lines.append(f"| {', '.join(types)} | {' | '.join(map(yes, cells))} | {', '.join(forms) or '–'} |")
     lines += ["", "Left out: " + "; ".join(f"{types} ({reason})" for types, reason in LEFT_OUT.items()) + "."]
     return "\n".join(lines)
 
 
 def with_model_type(hf: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
-    """A config.json that has a model_type: its own, or that of the torch class in `architectures`.
+    """The config.json with a model_type: its own, or that of the torch class in `architectures`.
 
     Raises:
-      ValueError: if neither tells it.
+      ValueError: if it has neither.
     """
     model_type = inferred_type(hf, BY_MODEL_TYPE)
     if model_type is None:
@@ -150,7 +150,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """The family that reads a config.json.
 
     Raises:
-      ValueError: for a `model_type` that no family reads; names the nearest that one does.
+      ValueError: for a `model_type` that no family reads; names the nearest one that is read.
     """
     model_type = with_model_type(hf)["model_type"]
     if model_type not in BY_MODEL_TYPE:
@@ -159,8 +159,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 
 def with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of any age as its torch class reads it: the class's names and newest forms, its defaults for what
-    the file leaves out.
+    """A config.json of any age as its torch class reads it: newest names and forms, the class's defaults filled in.
 
     Raises:
       ValueError: naming a field whose value is not of its kind.
@@ -171,7 +170,7 @@ def with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_kind(hf: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """A ValueError for what changes the layers and is not built."""
+    """Raises ValueError for a field that changes the layers and is not supported."""
     kind = hf.get("position_embedding_type") or "absolute"
     if kind != "absolute" and settings.get("positions", "learned") != "none":
         raise ValueError(
@@ -183,18 +182,18 @@ def _check_kind(hf: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def from_hf(
-    hf: Mapping[str, Any], role: str, *, cross_attention_size: int | None = None, whole: bool = False
+    hf: Mapping[str, Any], role: str, *, cross_attention_size: int | None = None, is_seq2seq: bool = False
 ) -> TransformerConfig:
     """The settings of a transformer from its config.json.
 
-    Beside torch's fields it knows use_bidirectional_attention (of a causal LM as encoder) and cross_attention_every (of
-    a decoder whose every n-th layer has cross-attention).
+    Two fields are not torch's: use_bidirectional_attention (a causal LM as encoder) and cross_attention_every (only
+    every n-th layer of the decoder has cross-attention).
 
     Args:
       role: "encoder" or "decoder".
-      cross_attention_size: width of the states that a decoder reads; None is its own width, which is what
-        enc_to_dec_proj brings the encoder's states to.
-      whole: it is half of a sequence-to-sequence model of its own class.
+      cross_attention_size: width of the encoder states that a decoder reads; None: its own hidden_size, to which
+        enc_to_dec_proj maps them.
+      is_seq2seq: the config.json is that of a sequence-to-sequence model, of which this is half.
 
     Raises:
       ValueError: naming the field, or the model_type that does not serve as `role`.
@@ -212,7 +211,7 @@ def from_hf(
         _check_kind(hf, settings)
         if role == "decoder":
             settings["cross_attention_size"] = cross_attention_size or settings["hidden_size"]
-            if whole and family.whole.logits_bias:
+            if is_seq2seq and family.seq2seq.logits_bias:
                 settings["head_bias"] = "fixed"
         elif hf.get("use_bidirectional_attention"):
             settings["causal"] = False
@@ -243,7 +242,7 @@ def _with_cross_every(config: TransformerConfig, every: int) -> TransformerConfi
     return dataclasses.replace(config, layer_pattern=tuple(layers))
 
 
-def to_hf(config: TransformerConfig, role: str) -> dict[str, Any]:
+def to_hf(config: TransformerConfig) -> dict[str, Any]:
     """The config.json of a transformer: its source, with the vocabulary that it has now."""
     out = config.source
     if with_defaults(out).get("vocab_size") != config.vocab_size:

@@ -1,4 +1,4 @@
-"""RemBERT (transformers.RemBertModel, RemBertForCausalLM): input and output embeddings of different widths."""
+"""RemBERT (transformers.RemBertModel, RemBertForCausalLM): input and output embeddings of different sizes."""
 
 from seq2seq_jax.families.rules import Family, linear_rules
 from seq2seq_jax.families.shared import (
@@ -9,12 +9,12 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
-    take,
+    read_fields,
 )
 
 
 def from_hf(hf, role):
-    settings = take(hf, BERT, embedding_size=hf["input_embedding_size"])
+    settings = read_fields(hf, BERT, embedding_size=hf["input_embedding_size"])
     if role == "decoder":
         settings.update(causal=True, head=True, head_transform=True, head_bias="trained", tie_head=False)
         settings.update(head_size=hf["output_embedding_size"])
@@ -41,5 +41,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "rembert."), "decoder": ("rembert.", "")},
     ignored=BERT_IGNORED,
-    aside={"encoder": BERT_POOLER},
+    passthrough={"encoder": BERT_POOLER},
 )

@@ -9,7 +9,7 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_layer_rules,
     lm_head_rules,
-    take,
+    read_fields,
 )
 
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -17,7 +17,7 @@ DEFAULTS = {**BERT_DEFAULTS, **TOKENS}
 
 
 def positions_from_ids(hf):
-    """Token positions begin behind the pad token's row of the table."""
+    """Positions of tokens begin after the pad token's row of the table."""
     pad = hf["pad_token_id"]
     if pad is None:
         raise ValueError("pad_token_id is null; give the pad token's id, behind whose row positions begin")
@@ -29,7 +29,7 @@ def positions_from_ids(hf):
 
 
 def from_hf(hf, role):
-    settings = {**take(hf, BERT), **positions_from_ids(hf)}
+    settings = {**read_fields(hf, BERT), **positions_from_ids(hf)}
     if role == "decoder":
         settings.update(causal=True, head=True, head_transform=True, head_activation="gelu", head_bias="trained")
         settings.update(tie_head=hf["tie_word_embeddings"])
@@ -51,7 +51,7 @@ def rules(config):
 
 
 def family(name, defaults, prefix="roberta.", layers=rules, read=from_hf):
-    """A family of RoBERTa's kind, whose base model's names begin with `prefix`."""
+    """A family like RoBERTa, in which the base model's names begin with `prefix`."""
     return Family(
         name=name,
         defaults=defaults,
@@ -59,7 +59,7 @@ def family(name, defaults, prefix="roberta.", layers=rules, read=from_hf):
         rules=layers,
         prefixes={"encoder": ("", prefix), "decoder": (prefix, "")},
         ignored=BERT_IGNORED,
-        aside={"encoder": BERT_POOLER},
+        passthrough={"encoder": BERT_POOLER},
     )
 
 

@@ -1,4 +1,4 @@
-"""RoBERTa with norms in front (transformers.RobertaPreLayerNormModel, RobertaPreLayerNormForCausalLM)."""
+"""RoBERTa with pre-norm (transformers.RobertaPreLayerNormModel, RobertaPreLayerNormForCausalLM)."""
 
 from seq2seq_jax.families import roberta
 from seq2seq_jax.families.rules import norm_rules

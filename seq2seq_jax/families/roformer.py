@@ -1,4 +1,4 @@
-"""RoFormer (transformers.RoFormerModel, RoFormerForCausalLM): BERT with rotary positions in neighbouring pairs."""
+"""RoFormer (transformers.RoFormerModel, RoFormerForCausalLM): BERT with rotary positions of interleaved pairs."""
 
 from seq2seq_jax.config import LayerSettings
 from seq2seq_jax.families.rules import Family, linear_rules
@@ -10,15 +10,17 @@ from seq2seq_jax.families.shared import (
     bert_embedding_rules,
     bert_head_rules,
     bert_layer_rules,
+    read_fields,
     rotary,
-    take,
 )
 
 
 def from_hf(hf, role):
     turns = rotary({}, hf["hidden_size"] // hf["num_attention_heads"], interleaved=True, values=hf["rotary_value"])
     size = hf["embedding_size"] or hf["hidden_size"]
-    settings = take(hf, BERT, embedding_size=size, positions="none", layer_pattern=(LayerSettings(rotary=turns),))
+    settings = read_fields(
+        hf, BERT, embedding_size=size, positions="none", layer_pattern=(LayerSettings(rotary=turns),)
+    )
     if role == "decoder":
         tie = hf["tie_word_embeddings"]
         settings.update(causal=True, head=True, head_transform=True, head_bias="trained", tie_head=tie)
@@ -42,5 +44,5 @@ FAMILY = Family(
     rules=rules,
     prefixes={"encoder": ("", "roformer."), "decoder": ("roformer.", "")},
     ignored=BERT_IGNORED,
-    aside={"encoder": (*BERT_POOLER, SINES), "decoder": (SINES,)},
+    passthrough={"encoder": (*BERT_POOLER, SINES), "decoder": (SINES,)},
 )

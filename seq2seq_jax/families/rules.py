@@ -1,7 +1,7 @@
-"""Rules that name a parameter on both sides: one table, read forwards to import and backwards to export.
+"""Rules that map torch tensors to flax parameters; the same table is read forwards to import, backwards to export.
 
-A rule is (torch name, flax paths, op). An op is a pair of inverse functions on numpy arrays, so that a round trip gives
-every tensor back bit for bit.
+A rule is (torch name, flax paths, op). An op is a pair of inverse functions on numpy arrays, so that a round trip
+restores every tensor bit for bit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def linear_out(heads: int, dim: int) -> Op:
 
 
 def fused_in(heads: Sequence[int], dim: int, *, per_head: bool = False, transposed: bool = True) -> Op:
-    """Fused projections to one array [..., heads, dim] for each number in `heads`.
+    """Fused projections to one array [..., heads, dim] for each number in `heads`. Biases pass too.
 
     Args:
-      per_head: one head's parts stand together (GPT-NeoX), not one part's heads.
-      transposed: torch's Linear [outputs, features]; else Conv1D [features, outputs]. Biases pass either way.
+      per_head: the fused axis is [heads, projection, dim] (GPT-NeoX), not [projection, heads, dim].
+      transposed: the tensor is a torch Linear's [outputs, features]; else a Conv1D's [features, outputs].
     """
 
     def forward(t):
@@ -68,7 +68,7 @@ def fused_in(heads: Sequence[int], dim: int, *, per_head: bool = False, transpos
 
 
 def fused_rows(parts: int) -> Op:
-    """Several torch Linears stacked to one [parts * outputs, features], as arrays [features, outputs]."""
+    """Several torch Linears in one [parts * outputs, features], to arrays [features, outputs]."""
     return Op(lambda t: tuple(np.split(t.T, parts, axis=-1)), lambda a: np.concatenate(a, axis=-1).T)
 
 
@@ -86,10 +86,10 @@ class Rule(NamedTuple):
     """One tensor.
 
     Attributes:
-      torch: its name behind the side's prefix; "{layer}" stands for the layer's number.
+      torch: its name after the side's prefix; "{layer}" stands for the layer's number.
       flax: the paths of its arrays in the transformer; "layers/{layer}/..." for a layer.
-      head: the name stands alone, without the base model's prefix.
-      also: other whole names under which files hold the same tensor.
+      head: the name has no prefix of the base model.
+      also: other full names under which files hold the same tensor.
     """
 
     torch: str
@@ -136,16 +136,16 @@ def attention_rules(config: TransformerConfig, flax: str, query: str, key: str, 
 
 
 @dataclass(frozen=True)
-class Whole:
-    """How a family lays out a sequence-to-sequence model of its own class.
+class Seq2Seq:
+    """How a family lays out a sequence-to-sequence model of one class, such as BartForConditionalGeneration.
 
     Attributes:
       architectures: model_type -> torch class.
       prefixes: role -> prefix of its names. shared: names of what both sides share, such as the token table.
       shared_by: the field of config.json that says whether they do; absent: they do.
       logits_bias: whether there is a `final_logits_bias`.
-      last_label_first: model_types whose decoder inputs begin with the label's last token, not with a start token.
-      nested: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
+      wrap_labels: model_types whose shifted labels begin with their own last token, a language code.
+      side_config: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
     """
 
     architectures: Mapping[str, str]
@@ -153,8 +153,8 @@ class Whole:
     shared: tuple[str, ...] = ()
     shared_by: str = "share_encoder_decoder_embeddings"
     logits_bias: bool = False
-    last_label_first: tuple[str, ...] = ()
-    nested: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
+    wrap_labels: tuple[str, ...] = ()
+    side_config: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,18 @@ class Family:
       rules: config -> the table of names.
       prefixes: role -> prefixes of the base model's names; the first is what a pair's file has. Roles that are missing
         are not supported.
-      aside: role -> patterns (after the prefix) of tensors that nobody reads but export keeps.
-      ignored: patterns of tensors that nobody needs. What has not the prefix is of another part of the checkpoint.
+      passthrough: role -> patterns (after the prefix) of tensors that no forward pass reads and export writes back.
+      ignored: patterns of tensors that nobody needs. Names without the prefix belong to another part of the checkpoint.
       renamed: other names by which callers may give config fields, such as torch's common ones; by role where the roles
         differ.
       aliases: other names of fields in config.json (the torch class's attribute_map); under a model_type: its own.
       old_rope: what stood in older files for the entries of rope_parameters (see `reading.rope_parameters`).
       torch_cross: whether the torch class, as a decoder, has cross-attention.
-      head_by_file: the head is its own where a file has one that differs, whatever config.json says (T5).
-      whole: for models of encoder and decoder.
+      with_tensors: (config.json, checkpoint, prefix of its names) -> config.json, in families where the tensors of a
+        file decide a field (T5's head: tied, or its own).
+      causal_lm: whether torch has a causal language model of the decoder alone.
+      encoder_classes: model_type -> torch class of the encoder alone, in families of sequence-to-sequence models.
+      seq2seq: where the family has sequence-to-sequence models of one class.
     """
 
     name: str
@@ -185,13 +188,15 @@ class Family:
     rules: Callable[[TransformerConfig], list[Rule]]
     prefixes: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ()
-    aside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    passthrough: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     renamed: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, Any] = field(default_factory=dict)
     old_rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_theta": "rope_theta"})
     torch_cross: bool = True
-    head_by_file: bool = False
-    whole: Whole | None = None
+    with_tensors: Callable[[Mapping[str, Any], Any, str], dict[str, Any]] | None = None
+    causal_lm: bool = True
+    encoder_classes: Mapping[str, str] = field(default_factory=dict)
+    seq2seq: Seq2Seq | None = None
 
     @property
     def model_types(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What several families have in common: field names, BERT's and BART's layer names, rotary frequencies."""
+"""What several families share: field names, BERT's and BART's layer names, rotary frequencies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BERT_POOLER = (r"pooler\.(dense\.)?(weight|bias)",)
 BERT_IGNORED = (r"embeddings\.position_ids", r"embeddings\.token_type_ids", *BERT_POOLER)
 
 
-def take(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[str, Any]:
+def read_fields(hf: Mapping[str, Any], fields: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """Settings read from config.json by `fields` (ours: theirs), and `more`."""
     return {**{ours: hf[theirs] for ours, theirs in fields.items()}, **more}
 
@@ -65,11 +65,11 @@ def by_layer(hf: Mapping[str, Any], name: str) -> list | None:
     return given[:count] if given else None
 
 
-def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = (), **norms: Any) -> list[Rule]:
-    """embeddings.{word,position,token_type}_embeddings and embeddings.LayerNorm, as far as there are any.
+def bert_embedding_rules(config: TransformerConfig, tied: tuple[str, ...] = ()) -> list[Rule]:
+    """embeddings.{word,position,token_type}_embeddings and embeddings.LayerNorm, those that the config has.
 
     Args:
-      tied: other whole names of the token table.
+      tied: other full names of the token table.
     """
     table = [rule("embeddings.word_embeddings.weight", "embeddings/token/embedding", also=tied)]
     if config.positions == "learned":
@@ -117,13 +117,13 @@ def bart_layer_rules(config: TransformerConfig) -> list[Rule]:
 def lm_head_rules(
     config: TransformerConfig, transform: str, norm: str, kernel: str, biases: tuple[str, ...]
 ) -> list[Rule]:
-    """A masked-language-model head; `kernel` is named here only where it is not tied."""
+    """A masked-language-model head; `kernel` has a rule only where it is not tied."""
     table = []
     if config.head_transform:
         table += linear_rules(transform, "head/transform", head=True)
         table += norm_rules(norm, "head/norm", head=True)
     if config.head_bias != "none":
-        # The first is used; torch adds the kernel's own bias, and ties both where it ties the weight.
+        # Where torch ties the weight it ties both biases too. Else it adds the kernel's own, which is the first then.
         table.append(rule(biases[0], "head/bias", head=True, also=biases[1:]))
     if not config.tie_head:
         table.append(rule(kernel, "head/kernel", head=True))

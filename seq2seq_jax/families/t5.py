@@ -1,7 +1,9 @@
-"""T5, mT5, UMT5, Flan-T5 (transformers.T5ForConditionalGeneration and its halves): RMS norms, biases by distance."""
+"""T5, mT5, UMT5, Flan-T5 (transformers.T5ForConditionalGeneration and its halves): RMS norms, relative biases."""
+
+import numpy as np
 
 from seq2seq_jax.config import LayerSettings, RelativeBias
-from seq2seq_jax.families.rules import Family, Whole, attention_rules, linear_rules, norm_rules, rule
+from seq2seq_jax.families.rules import Family, Seq2Seq, attention_rules, linear_rules, norm_rules, rule
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -12,7 +14,7 @@ FIELDS = {
     "norm_eps": "layer_norm_epsilon",
     "dropout": "dropout_rate",
 }
-NO_LIMIT = 2**20  # distances have buckets at any length
+NO_LIMIT = 2**20  # relative buckets hold for any length
 
 
 def from_hf(hf, role):
@@ -20,7 +22,7 @@ def from_hf(hf, role):
     if kind not in ("", "gated"):
         raise ValueError(f"feed_forward_proj is {hf['feed_forward_proj']!r}; give an activation, or gated-<activation>")
     act = "gelu_new" if (kind, act) == ("gated", "gelu") else act
-    # What newer files say beside it wins, as in torch.
+    # The fields that newer files have beside it win, as in torch.
     act, gated = hf.get("dense_act_fn") or act, hf.get("is_gated_act", kind == "gated")
     layers = hf.get("num_decoder_layers") if role == "decoder" else None
     buckets = (hf["relative_attention_num_buckets"], hf["relative_attention_max_distance"])
@@ -46,11 +48,22 @@ def from_hf(hf, role):
         layer_pattern=(LayerSettings(attention_scale=1.0),),
     )
     if role == "decoder":
-        # As transformers 5 has it: T5 and UMT5 scale unless they are told not to, mT5 never.
+        # As in transformers 5: T5 and UMT5 scale unless the config says no; mT5 never does.
         tie = hf["tie_word_embeddings"]
         scaled = hf["model_type"] != "mt5" and hf.get("scale_decoder_outputs", tie)
         settings.update(causal=True, head=True, tie_head=tie, head_scale=hf["d_model"] ** -0.5 if scaled else 1.0)
     return settings
+
+
+def with_tensors(hf, checkpoint, prefix):
+    """config.json with tie_word_embeddings as the file has it: false if its head differs from the token table."""
+    head = f"{prefix}lm_head.weight"
+    tables = [n for n in (f"{prefix}shared.weight", f"{prefix}decoder.embed_tokens.weight") if n in checkpoint]
+    own = head in checkpoint and tables and not np.array_equal(checkpoint.read(head), checkpoint.read(tables[0]))
+    out = dict(hf)
+    if hf["model_type"] != "mt5":
+        out.setdefault("scale_decoder_outputs", hf.get("tie_word_embeddings") is not False)
+    return {**out, "tie_word_embeddings": not own}
 
 
 def rules(config):
@@ -68,7 +81,7 @@ def rules(config):
     for i, (theirs, ours) in enumerate(parts):
         table += attention_rules(config, f"{flax}/{ours}", *(f"{layer}.{i}.{theirs}.{n}" for n in "qkvo"))
         table += norm_rules(f"{layer}.{i}.layer_norm", f"{flax}/{ours}_norm", bias=False)
-    # The MLP stands behind the cross-attention, also where a checkpoint of the encoder has none.
+    # The MLP comes after the cross-attention, and is number 2 in a decoder without cross-attention too.
     mlp = f"{layer}.{2 if config.causal else 1}"
     names = {"wi_0": "gate", "wi_1": "up"} if config.mlp_gated else {"wi": "up"}
     for theirs, ours in {**names, "wo": "down"}.items():
@@ -104,8 +117,10 @@ FAMILY = Family(
         "encoder": {"num_hidden_layers": "num_layers"},
         "decoder": {"num_hidden_layers": "num_decoder_layers"},
     },
-    head_by_file=True,
-    whole=Whole(
+    with_tensors=with_tensors,
+    causal_lm=False,
+    encoder_classes={t: f"{c}EncoderModel" for t, c in CLASSES.items()},
+    seq2seq=Seq2Seq(
         architectures={t: f"{c}ForConditionalGeneration" for t, c in CLASSES.items()},
         prefixes={"encoder": "encoder.", "decoder": "decoder."},
         shared=("shared.weight",),

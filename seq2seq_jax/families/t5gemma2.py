@@ -3,17 +3,17 @@
 from dataclasses import replace
 
 from seq2seq_jax.families import gemma, llama, t5gemma
-from seq2seq_jax.families.rules import Op, Whole, rule
+from seq2seq_jax.families.rules import Op, Seq2Seq, rule
 
 TABLE, OWN = "embed_tokens.weight", "embed_tokens.eoi_embedding"
-# Files have the encoder's text model under either name.
+# Files have either prefix.
 ENCODER = ("model.encoder.", "model.encoder.text_model.")
 ROW = Op(lambda t: (t[None],), lambda a: a[0][0])
 VISION = r"(vision_tower|multi_modal_projector)\..*"
 
 
 def section(hf, role):
-    """A side's config, with what stands beside it in the whole one."""
+    """A side's config: its section, and the fields of the model's config.json that apply to it."""
     top = hf.get("encoder") or {}
     side = {"model_type": "t5gemma2_text", **(top.get("text_config") or {})} if role == "encoder" else hf["decoder"]
     eoi, tied = top.get("eoi_token_index", 256000), hf.get("tie_word_embeddings", True)
@@ -25,7 +25,7 @@ def from_hf(hf, role):
     decoder = role == "decoder"
     settings.update(causal=decoder, merged_attention=decoder, dropout=hf["dropout_rate"])
     settings["own_token_id"] = hf["eoi_token_index"]
-    if not decoder:  # the window counts the token itself, and of an even number one more ahead
+    if not decoder:  # the window includes the token itself; of an even number, one more lies ahead
         back, ahead = (hf["sliding_window"] + 1) // 2 - 1, hf["sliding_window"] // 2
         near, layers = {"window": back, "window_ahead": ahead}, settings["layer_pattern"]
         settings.update(layer_pattern=tuple(s if s.window is None else replace(s, **near) for s in layers))
@@ -36,7 +36,7 @@ def rules(config):
     head = "lm_head.out_proj.weight"
     table = llama.rules(config, t5gemma.NORMS, t5gemma.POST_NORMS, head=head)
     table.append(rule(OWN, "embeddings/own_token/embedding", ROW))
-    if config.head and config.tie_head:  # the tables of both sides are one, which files have as the encoder's
+    if config.head and config.tie_head:  # both sides share one table, which files have as the encoder's
         also = {name: tuple(f"{prefix}{name}" for prefix in ENCODER) for name in (TABLE, OWN)}
         table = [r._replace(also=(*r.also, *also[r.torch])) if r.torch in also else r for r in table]
     return table
@@ -53,13 +53,14 @@ FAMILY = replace(
     from_hf=from_hf,
     rules=rules,
     prefixes={"encoder": (*ENCODER, "encoder.", "encoder.text_model."), "decoder": ("model.decoder.", "decoder.")},
-    aside={"encoder": (VISION,)},
+    passthrough={"encoder": (VISION,)},
+    causal_lm=False,
     old_rope=gemma.FAMILY.old_rope,
-    whole=Whole(
+    seq2seq=Seq2Seq(
         architectures={"t5gemma2": "T5Gemma2ForConditionalGeneration"},
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
         shared=(f"{ENCODER[0]}{TABLE}", f"{ENCODER[0]}{OWN}"),
         shared_by="tie_word_embeddings",
-        nested=section,
+        side_config=section,
     ),
 )

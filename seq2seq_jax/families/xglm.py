@@ -1,4 +1,4 @@
-"""XGLM (transformers.XGLMForCausalLM): BART's layers with norms in front, sinusoidal positions of its own kind."""
+"""XGLM (transformers.XGLMForCausalLM): BART's layers with pre-norm, and its own sinusoidal positions."""
 
 from seq2seq_jax.families.rules import Family, norm_rules, rule
 from seq2seq_jax.families.shared import bart_layer_rules

@@ -1,4 +1,4 @@
-"""XLM-RoBERTa XL (transformers.XLMRobertaXLModel, XLMRobertaXLForCausalLM): norms in front, none on the embeddings."""
+"""XLM-RoBERTa XL (transformers.XLMRobertaXLModel, XLMRobertaXLForCausalLM): pre-norm, no norm on the embeddings."""
 
 from seq2seq_jax.families import roberta
 from seq2seq_jax.families.rules import norm_rules

@@ -22,7 +22,7 @@ def decoder_inputs_of_labels(
     config: EncoderDecoderConfig, labels: jax.Array, pack_ids: jax.Array | None = None
 ) -> jax.Array:
     """Decoder inputs of `labels` [batch, length] as the pair's config says; pack_ids: see `shift_tokens_right`."""
-    if config.labels_shift == "last":
+    if config.wrap_labels:
         return wrap_tokens_right(labels, config.pad_token_id, pack_ids)
     return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id, pack_ids)
 

@@ -1,4 +1,4 @@
-"""Another vocabulary: the token table, the head and its bias with rows added or removed."""
+"""Resizing a vocabulary: rows of the token table, the head and its bias are added or removed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIDES = {"source": "encoder", "target": "decoder"}
 def resize_token_embeddings(pretrained: Pretrained, n: int, *, side: str) -> Pretrained:
     """The pair with a vocabulary of `n` tokens on one side, or on both where they share the table.
 
-    New rows are the mean of the old ones (what torch's mean_resizing draws around), a new head bias is 0. torch's
-    EncoderDecoderModel cannot do this.
+    New rows are the mean of the old ones, which is the mean of the distribution that torch's mean_resizing draws from;
+    a new head bias is 0. torch's EncoderDecoderModel cannot resize.
 
     Args:
       side: "source" (the encoder) or "target" (the decoder, its head included).
@@ -56,7 +56,7 @@ def resize_token_embeddings(pretrained: Pretrained, n: int, *, side: str) -> Pre
 
 
 def _parts(params: Any) -> int:
-    """Into how many parts the mesh of the parameters splits a vocabulary."""
+    """Into how many shards the mesh of the parameters splits a vocabulary."""
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding):
         return 1

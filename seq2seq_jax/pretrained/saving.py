@@ -1,8 +1,9 @@
-"""A pair, or a side of it, written: to a directory that torch loads, or to Orbax."""
+"""Saving a pair or one side of it: as a directory that torch loads, on the hub, or with Orbax."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,16 +17,19 @@ from seq2seq_jax.families import registry
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.pretrained import orbax
+from seq2seq_jax.pretrained.generation import generation_file
 from seq2seq_jax.text.tokenizer import TARGET_FOLDER, check_tokenizer, save_tokenizer
 from seq2seq_jax.weights import hf_config
-from seq2seq_jax.weights.files import write_json, write_safetensors
-from seq2seq_jax.weights.loading import export_pieces, torch_tensors
+from seq2seq_jax.weights.export import torch_tensors
+from seq2seq_jax.weights.files import HUB_ERRORS, hub_reason, write_json, write_safetensors
 
 if TYPE_CHECKING:
     from seq2seq_jax.pretrained.pair import Pretrained
 
+from seq2seq_jax.weights.tensor_names import export_refs
+
 # Beside an Orbax checkpoint: the dtypes of its source, and the tensors that no forward pass reads.
-EXTRAS, ASIDE = "seq2seq_jax.json", "aside.safetensors"
+EXTRAS, PASSTHROUGH = "seq2seq_jax.json", "aside.safetensors"
 
 
 def save_pretrained(
@@ -53,6 +57,47 @@ def save_pretrained(
     barrier("save_pretrained")
 
 
+def push_to_hub(
+    repo_id: str,
+    pretrained: Pretrained,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload the model",
+    **options: Any,
+) -> str:
+    """Uploads what `save_pretrained` writes to a repository of the hub, which is made if it does not exist.
+
+    Args:
+      repo_id: "owner/name". private, token, revision, commit_message: as in huggingface_hub.
+      options: those of `save_pretrained`.
+
+    Returns:
+      The repository's id. With several processes, the first uploads.
+
+    Raises:
+      ValueError: if the hub refuses; says why.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        if is_first():
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as directory:
+            save_pretrained(directory, pretrained, **options)
+            if is_first():
+                more = {"revision": revision, "commit_message": commit_message}
+                api.upload_folder(repo_id=repo_id, folder_path=directory, **more)
+    except HUB_ERRORS as error:
+        raise ValueError(
+            f"the hub did not take {repo_id!r} ({hub_reason(error)}); check the id, and log in (hf auth login) or give"
+            " token="
+        ) from error
+    return repo_id
+
+
 def save_decoder(
     path: str | os.PathLike,
     pretrained: Pretrained,
@@ -71,16 +116,16 @@ def save_decoder(
     _check_tokenizers(tokenizer)
     side = pretrained.config.decoder
     family = registry.FAMILIES[side.family]
-    if not pretrained.config.is_pair or family.head_by_file or side.merged_attention:
+    if not pretrained.config.is_pair or not family.causal_lm:
         raise ValueError(
-            f"torch has no causal language model of {side.family}'s decoder alone; write the whole with save_pretrained"
+            f"torch has no causal language model of {side.family}'s decoder alone; write both sides (save_pretrained)"
         )
     left_out = set()
     if not family.torch_cross:
-        pieces = export_pieces(pretrained.config).items()
-        left_out = {piece.names[0] for path, piece in pieces if "/cross_attention" in path}
+        refs = export_refs(pretrained.config).items()
+        left_out = {ref.names[0] for path, ref in refs if "/cross_attention" in path}
     flags = hf_config.SIDE_FLAGS["decoder"] if family.torch_cross else {}
-    config = {**registry.to_hf(side, "decoder"), **flags}
+    config = {**registry.to_hf(side), **flags}
     name_of = lambda name: None if name in left_out else _without("decoder.", name)
     _save_side(Path(path), pretrained, name_of, config, dtype, max_shard_size, tokenizer)
     barrier("save_decoder")
@@ -97,7 +142,7 @@ def save_encoder(
     """Writes an encoder alone, for torch's class of it (AutoModel; T5EncoderModel, MT5EncoderModel, UMT5EncoderModel).
 
     Tensors that no forward pass of the pair reads, such as a pooler, are written too. A causal language model that was
-    made bidirectional is so for `from_encoder_decoder_pretrained` only: most of torch's classes do not read
+    made bidirectional stays so for `from_encoder_decoder_pretrained` alone: most of torch's classes do not read
     use_bidirectional_attention.
 
     Raises:
@@ -106,20 +151,19 @@ def save_encoder(
     _check_tokenizers(tokenizer)
     side = pretrained.config.encoder
     family = registry.FAMILIES[side.family]
-    config = {**registry.to_hf(side, "encoder"), **hf_config.SIDE_FLAGS["encoder"]}
+    config = {**registry.to_hf(side), **hf_config.SIDE_FLAGS["encoder"]}
     outer, names = ("encoder." if pretrained.config.is_pair else ""), {}
-    if family.whole is not None:
-        if family.prefixes["encoder"][0] != "encoder.":  # T5's, as its class of the encoder has them
+    if family.seq2seq is not None:
+        if not family.encoder_classes:
             raise ValueError(
                 f"{side.family}'s encoder alone is not written, being half of a model; write all with save_pretrained"
             )
         names = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "shared.weight"}
-        kind = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[config["model_type"]]
-        config |= {"architectures": [f"{kind}EncoderModel"], "is_encoder_decoder": False}
+        config |= {"architectures": [family.encoder_classes[config["model_type"]]], "is_encoder_decoder": False}
 
     def name_of(name: str) -> str | None:
         inner = _without(outer, name)
-        if inner is None or family.whole is None or inner in names:
+        if inner is None or family.seq2seq is None or inner in names:
             return names.get(inner, inner)
         return inner if inner.startswith("encoder.") else None
 
@@ -128,7 +172,7 @@ def save_encoder(
 
 
 def _without(prefix: str, name: str) -> str | None:
-    """The name behind the prefix; None: it has another."""
+    """The name without the prefix; None if it has another."""
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
@@ -150,13 +194,13 @@ def _save_side(
 
 
 def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a pair's file, in `dtype`, or in its own of the source (new ones: as most of them)."""
+    """Every tensor of a pair's file in `dtype`; None: in the source's, and new tensors in the most common one."""
     pretrained.check_stored("is not written")
     usual = Counter(pretrained.dtypes.values()).most_common(1)
     usual = usual[0][0] if usual else "float32"
     for name, make in torch_tensors(pretrained.model, pretrained.params):
         yield name, make().astype(jnp.dtype(dtype if dtype is not None else pretrained.dtypes.get(name, usual)))
-    for name, array in pretrained.aside.items():
+    for name, array in pretrained.passthrough.items():
         yield name, array if dtype is None else array.astype(jnp.dtype(dtype))
 
 
@@ -165,23 +209,23 @@ def _write_tensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], m
     if is_first():
         write_safetensors(directory, tensors, max_shard_size)
     else:
-        for _ in tensors:  # gathering them takes every process
+        for _ in tensors:  # every process takes part in gathering them
             pass
 
 
 def save_orbax(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
-    """Writes an Orbax / TensorStore directory that `from_pretrained` loads: sharded in, sharded out, no torch names."""
+    """Writes an Orbax / TensorStore directory that `from_pretrained` loads; each process writes its shards."""
     _check_tokenizers(tokenizer, target_tokenizer)
     pretrained.check_stored("is not written")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     orbax.save_params(directory, pretrained.config, pretrained.params)
-    save_frame(directory, pretrained, tokenizer=tokenizer, target_tokenizer=target_tokenizer)
+    save_without_params(directory, pretrained, tokenizer=tokenizer, target_tokenizer=target_tokenizer)
 
 
-def save_frame(
+def save_without_params(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
     """Writes all of `save_orbax` but the parameters."""
@@ -190,10 +234,12 @@ def save_frame(
     directory.mkdir(parents=True, exist_ok=True)
     if is_first():
         write_json(directory / EXTRAS, {"dtypes": dict(pretrained.dtypes)})
-        if pretrained.aside:
-            save_file({name: np.ascontiguousarray(a) for name, a in pretrained.aside.items()}, directory / ASIDE)
+        if pretrained.passthrough:
+            save_file(
+                {name: np.ascontiguousarray(a) for name, a in pretrained.passthrough.items()}, directory / PASSTHROUGH
+            )
         _write_configs(directory, pretrained, tokenizer, target_tokenizer)
-    barrier("save_frame")
+    barrier("save_without_params")
 
 
 def _check_tokenizers(tokenizer: Any, target_tokenizer: Any = None) -> None:
@@ -204,9 +250,7 @@ def _check_tokenizers(tokenizer: Any, target_tokenizer: Any = None) -> None:
 
 def _write_configs(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:
     """Configs and tokenizers."""
-    generation = hf_config.generation_file(
-        pretrained.generation_config, pretrained.config, pretrained.generation_source
-    )
+    generation = generation_file(pretrained.generation_config, pretrained.config, pretrained.generation_source)
     write_json(directory / "config.json", hf_config.pair_to_hf(pretrained.config))
     write_json(directory / "generation_config.json", generation)
     save_tokenizer(tokenizer, directory)

@@ -17,6 +17,7 @@ import tokenizers
 from seq2seq_jax.text import tokenizer_files
 from seq2seq_jax.text.long_texts import is_long, tokenize_long
 from seq2seq_jax.weights.files import local_directory
+from seq2seq_jax.weights.workdir import model_directory
 
 # A pair with two tokenizers has the source's in its directory and the target's in this folder of it.
 TARGET_FOLDER = "target_tokenizer"
@@ -216,8 +217,9 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
     """Loads a tokenizer from its files.
 
     Args:
-      path_or_id: a directory as the hub has it (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and `merges.txt`, or
-        a sentencepiece `.model`, with the small JSON files beside them), or a hub id, whose files are fetched.
+      path_or_id: a run's workdir, a directory as the hub has it (`tokenizer.json`, or `vocab.txt`, or `vocab.json` and
+        `merges.txt`, or a sentencepiece `.model`, with the small JSON files beside them), or a hub id, whose files are
+        fetched.
       side: "source" or "target". A pair with two tokenizers holds the source's at the root and the target's in the
         folder `target_tokenizer`; without that folder both sides use the root.
 
@@ -231,7 +233,7 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
     if side not in _SIDES:
         raise ValueError(f"side {side!r}: unknown; pass one of {', '.join(map(repr, _SIDES))}")
     names = [*tokenizer_files.FILES, "config.json"]
-    directory = local_directory(path_or_id, [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)])
+    directory = local_directory(model_directory(path_or_id), [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)])
     model_config = tokenizer_files.read_json(directory / "config.json")
     part = "encoder"  # also for a target without its own folder, as in torch
     if side == "target" and (directory / TARGET_FOLDER).is_dir():

@@ -1,40 +1,29 @@
-"""A run's directory: its config, its checkpoints, and the pair that it trained."""
+"""What a run writes into its workdir so that it can go on: its config and its checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from seq2seq_jax.config import DataConfig, TrainConfig, check_resumable, from_mapping
+from seq2seq_jax.config import TrainConfig, check_resumable
 from seq2seq_jax.parallel.multihost import barrier, is_first
-from seq2seq_jax.pretrained.pair import Pretrained, from_pretrained
-from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training.skip_step import SkipState
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.store import Store
 from seq2seq_jax.weights.files import read_json
-
-CONFIG, MODEL, STORE, EXPORT = "config.json", "model", "checkpoints", "pretrained"
-LOWER_IS_BETTER = ("loss", "perplexity")
+from seq2seq_jax.weights.workdir import CHECKPOINTS, CONFIG, rank
 
 
 def open_store(workdir: Path, best: str, keep: int = 1, *, read_only: bool = False) -> Store:
     """The checkpoints of a workdir; the best is the one with the best score named `best`."""
 
-    def rank(scores: Mapping[str, float]) -> float:
-        value = scores.get(best, math.nan)
-        value = -value if best in LOWER_IS_BETTER else value
-        return -math.inf if math.isnan(value) else value
-
-    return Store(workdir / STORE, keep=keep, rank=rank, read_only=read_only)
+    return Store(workdir / CHECKPOINTS, keep=keep, rank=lambda scores: rank(scores, best), read_only=read_only)
 
 
 def write_config(workdir: Path, config: TrainConfig, store: Store) -> None:
@@ -109,57 +98,3 @@ def restore(store: Store, step: int, state: TrainState, fingerprint: str, *, has
     number = jnp.full_like(state.step, position["step"])
     params = rest["params"] if has_eval_params else params
     return TrainState(number, params, rest["opt_state"], SkipState(**rest["guard"]), rest.get("ema"))
-
-
-class Trained(NamedTuple):
-    """A pair with its tokenizers. data: the data settings of its run; None where it comes from no run."""
-
-    pretrained: Pretrained
-    tokenizers: Tokenizers
-    data: DataConfig | None
-
-
-def load_trained(
-    path_or_id: str | Path,
-    *,
-    step: int | None = None,
-    source_tokenizer: str | Path | None = None,
-    target_tokenizer: str | Path | None = None,
-    mesh: Mesh | None = None,
-) -> Trained:
-    """A pair with its tokenizers, from a run's workdir (its export, or else its best or last checkpoint), a directory
-    that save_pretrained or torch wrote, or a hub id.
-
-    Args:
-      step: which checkpoint of a workdir; None: the export, or else the best or last.
-      source_tokenizer, target_tokenizer: where the tokenizers are, if not beside the pair.
-
-    Raises:
-      FileNotFoundError: if there is no such checkpoint.
-    """
-    workdir = Path(path_or_id)
-
-    def trained(path: str | Path, data: DataConfig | None, **options: Any) -> Trained:
-        tokenizers = Tokenizers.load(source_tokenizer or path, target_tokenizer or path)
-        return Trained(from_pretrained(path, mesh=mesh, **options), tokenizers, data)
-
-    if not (workdir / MODEL).is_dir():
-        if step is not None:
-            raise FileNotFoundError(f"{workdir} is no workdir of a run, so it has no step {step}; leave step out")
-        return trained(path_or_id, None)
-    config = read_json(workdir / CONFIG)
-    data = from_mapping(DataConfig, config["data"], "config.data")
-    export = workdir / EXPORT
-    if step is None and (export / CONFIG).exists():
-        return trained(export, data)
-    steps = sorted(int(p.name) for p in (workdir / STORE).glob("*") if p.name.isdigit())
-    if step is None and steps:
-        store = open_store(workdir, config["evaluation"]["best"], read_only=True)
-        best = store.best()
-        step = store.latest() if best is None else best
-        store.close()
-    if step not in steps:
-        raise FileNotFoundError(
-            f"{workdir / STORE} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}"
-        )
-    return trained(workdir / MODEL, data, params_directory=workdir / STORE / str(step))

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from seq2seq_jax.config import TransformerConfig
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.param_layouts import scan_plan
-from seq2seq_jax.weights.loading import leaves, tied_rows
+from seq2seq_jax.weights.params import param_specs, tied_paths
 
 
 class Product(NamedTuple):
@@ -165,7 +165,7 @@ def _gradients(
 
 def _trained_paths(model: EncoderDecoder, frozen: Mapping[str, Any] | None) -> set[str]:
     """Paths of the trained parameters, layer by layer, tied ones included."""
-    stored = leaves(model)
+    stored = param_specs(model)
     flat = {} if frozen is None else flatten_dict(frozen, sep="/")
-    trained = {row for path, leaf in stored.items() if not flat.get(path, False) for row in leaf.rows}
-    return trained | {path for path, origin in tied_rows(model, stored).items() if origin in trained}
+    trained = {each for path, spec in stored.items() if not flat.get(path, False) for each in spec.paths}
+    return trained | {path for path, origin in tied_paths(model, stored).items() if origin in trained}

@@ -26,7 +26,7 @@ from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.parallel.progress import log, progress_bar
-from seq2seq_jax.pretrained.saving import save_frame, save_pretrained
+from seq2seq_jax.pretrained.saving import save_pretrained, save_without_params
 from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
@@ -36,6 +36,7 @@ from seq2seq_jax.training.setup import check_backend, load_examples, make_traini
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step_monitor import Profiler, StepMonitor
 from seq2seq_jax.training.store import Store
+from seq2seq_jax.weights.workdir import CHECKPOINTS, CONFIG, EXPORT, MODEL
 
 REPORT, SCORES, PROFILE = "weights.txt", "scores.json", "profile"
 
@@ -116,7 +117,7 @@ class Run:
         log(self.pretrained.report)
         if is_first():
             (workdir / REPORT).write_text(str(self.pretrained.report) + "\n", encoding="utf-8")
-        save_frame(workdir / checkpoints.MODEL, self.pretrained, **_saved(self.tokenizers))
+        save_without_params(workdir / MODEL, self.pretrained, **_saved(self.tokenizers))
 
         # Step.
         model, params = self.pretrained.model, self.pretrained.params
@@ -263,7 +264,7 @@ class Run:
         limit = self.config.evaluation.decode_limit
         if best != self.num_steps or last is None or (limit is not None and limit < len(self.validation_examples)):
             last = self.evaluate(self.training.eval_params(self.state), decode_all=True)
-        export = self.workdir / checkpoints.EXPORT
+        export = self.workdir / EXPORT
         save_pretrained(
             export, self.pretrained.replace(params=self.training.eval_params(self.state)), **_saved(self.tokenizers)
         )
@@ -277,9 +278,9 @@ class Run:
             log(f"{name}: {signature}")
         log(
             f"\nmade in {self.workdir}:\n"
-            f"  {checkpoints.EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"
-            f"  {checkpoints.STORE}/{best}/  its checkpoint, with the optimizer's state\n"
-            f"  samples.txt, metrics.jsonl, {REPORT}, {checkpoints.CONFIG}, tensorboard/"
+            f"  {EXPORT}/  the trained pair (torch's EncoderDecoderModel.from_pretrained loads it too)\n"
+            f"  {CHECKPOINTS}/{best}/  its checkpoint, with the optimizer's state\n"
+            f"  samples.txt, metrics.jsonl, {REPORT}, {CONFIG}, tensorboard/"
         )
         return export
 

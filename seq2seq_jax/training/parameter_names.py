@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.models.param_layouts import DECODER_KERNELS
-from seq2seq_jax.weights.loading import layer_paths
+from seq2seq_jax.weights.params import layer_paths
 
 ADAPTERS = "lora"
 # Stored as a table of embeddings, [outputs, inputs]; where it is tied to one, it is no array of its own.

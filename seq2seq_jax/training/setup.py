@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,18 +26,16 @@ from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import state_shardings
-from seq2seq_jax.pretrained.pair import (
-    Pretrained,
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-)
-from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers
+from seq2seq_jax.pretrained.pair import Pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
+from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import ParameterGroups, assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState, averaged_params
 from seq2seq_jax.training.step import StepConfig, make_train_step
+from seq2seq_jax.weights.special_tokens import with_tokens_of
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
 
@@ -90,12 +87,13 @@ def warm_start(config: TrainConfig, mesh: Mesh, tokenizers: Tokenizers) -> Pretr
                 f" {rows} rows; they do not belong together: mend the directory, or lengthen the table"
                 " (resize_token_embeddings) and save that"
             )
-    pretrained = _with_tokens(pretrained, tokenizers.target)
+    pair = with_tokens_of(tokenizers.target, pretrained.config, pretrained.report)
+    pretrained = pretrained.replace(model=pretrained.model.clone(config=pair))
     generation = pretrained.generation_config.replace(**config.generation)
     _check_lengths(pretrained.config, config.data, generation)
     if not config.random_weights:
         return pretrained.replace(generation_config=generation)
-    sides = [json.loads(side.source_json) for side in (pretrained.config.encoder, pretrained.config.decoder)]
+    sides = pretrained.config.encoder, pretrained.config.decoder
     tokens = {"decoder_start_token_id": pretrained.config.decoder_start_token_id}
     tokens |= {"pad_token_id": pretrained.config.pad_token_id, "eos_token_id": pretrained.config.eos_token_ids}
     random = from_encoder_decoder_configs(*sides, seed=config.seed, mesh=mesh, **tokens)
@@ -114,28 +112,6 @@ def _check_lengths(pair: EncoderDecoderConfig, data: DataConfig, generation: Gen
                 f"{name} is {length} and the {role} has {most} positions; lower it, or give"
                 f" warm_start.{role}_max_position_embeddings"
             )
-
-
-def _with_tokens(pretrained: Pretrained, tokenizer: Tokenizer) -> Pretrained:
-    """The pair, with start, end and pad tokens from the target's tokenizer where neither the config nor the checkpoint
-    names them.
-
-    Raises:
-      ValueError: for one that it lacks too.
-    """
-    config, added = pretrained.config, {}
-    if config.decoder_start_token_id is None:
-        added["decoder_start_token_id"] = tokenizer.start_id
-    if not config.eos_token_ids:
-        added["eos_token_ids"] = None if tokenizer.end_id is None else (tokenizer.end_id,)
-    if config.pad_token_id is None:
-        added["pad_token_id"] = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.end_id
-    for name, value in added.items():
-        if value is None:
-            name = name.replace("eos_token_ids", "eos_token_id")
-            raise ValueError(f"neither the decoder nor its tokenizer names a {name}; give warm_start.{name}")
-        pretrained.report.note(f"{name} {value} comes from the target's tokenizer")
-    return pretrained.replace(model=pretrained.model.clone(config=dataclasses.replace(config, **added)))
 
 
 def check_backend(attention_impl: str) -> None:

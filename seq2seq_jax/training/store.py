@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from seq2seq_jax.pretrained.orbax import PARAMS
-from seq2seq_jax.weights.loading import VOCAB_LEAVES
+from seq2seq_jax.weights.params import VOCAB_PARAMS
 
 
 class Store:
@@ -107,5 +107,5 @@ class Store:
 def _restore_argument(path: tuple, like: jax.Array) -> ocp.ArrayRestoreArgs:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     # Not strict where the vocabulary may be padded for another mesh; a parameter's path is a part of its state's.
-    strict = not any(f"/{leaf}/" in f"/{name}/" for leaf in VOCAB_LEAVES)
+    strict = not any(f"/{leaf}/" in f"/{name}/" for leaf in VOCAB_PARAMS)
     return ocp.ArrayRestoreArgs(dtype=like.dtype, sharding=like.sharding, global_shape=like.shape, strict=strict)

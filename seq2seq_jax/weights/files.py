@@ -1,4 +1,4 @@
-"""Checkpoint directories: finding them, reading tensors one at a time, writing shards."""
+"""Checkpoint directories: where they are, their tensors read one at a time, and safetensors written in shards."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ SAFETENSORS_DTYPES = {
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{"BF16": np.dtype(ml_dtypes.bfloat16), "U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
 }
+HUB_ERRORS = (OSError, ValueError)  # what huggingface_hub raises for ids, tokens, repositories and the network
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB_PATTERNS) -> Path:
-    """A directory on disk (or a .gguf file): `path_or_id` itself, or the hub repository of that name, downloaded.
+    """A directory on disk, or a .gguf file: `path_or_id` itself, or the hub repository of that name, downloaded.
 
-    The network is asked only about what can be a hub id.
+    Only a name that can be a hub id is looked for on the network.
 
     Args:
-      patterns: the files that are wanted of a hub repository.
+      patterns: which files of a hub repository are fetched.
 
     Raises:
       FileNotFoundError: if it is neither.
@@ -62,12 +63,16 @@ def local_directory(path_or_id: str | os.PathLike, patterns: Iterable[str] = HUB
         if "*.safetensors" in patterns and not any((found / file).exists() for file in SAFETENSORS):
             found = Path(snapshot_download(name, allow_patterns=[*patterns, "*.bin"]))
         return found
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except HUB_ERRORS as error:
         raise FileNotFoundError(
-            f"there is no directory {name!r}, and the hub did not give it ({reason}); check the id and the network, or"
-            " give a directory"
+            f"there is no directory {name!r}, and the hub did not give it ({hub_reason(error)}); check the id and the"
+            " network, or give a directory"
         ) from error
+
+
+def hub_reason(error: Exception) -> str:
+    """The first line of what huggingface_hub says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -85,10 +90,10 @@ def read_json(path: Path) -> dict[str, Any]:
 class Checkpoint:
     """The tensors of a directory, by their modern names (`state_dicts.modern_name`), read one at a time.
 
-    Reads safetensors (one file, or shards with an index), else `.bin` files through torch (weights_only).
+    It reads safetensors (one file, or shards with an index), or else `.bin` files through torch (weights_only).
 
     Args:
-      note: is given a line about each thing that is left out.
+      note: called with a line about each thing that is left out.
     """
 
     def __init__(self, directory: Path, note: Callable[[str], None] = lambda text: None):
@@ -132,17 +137,18 @@ class Checkpoint:
         return self._where[name][0]
 
     def origin(self, name: str) -> str:
-        """How the values came about, for the report; "" for a mere copy."""
+        """How the values were made, for the report; "" where they are the file's own."""
         return ""
 
 
 class SafetensorsFile:
-    """The tensors of one file, each read on its own: mapped pages, as the library's reader has them, would stay."""
+    """The tensors of one file. Each read returns its own memory: the library maps the file, and pages that were read
+    would count as this process's memory until the end."""
 
     def __init__(self, file: Path):
         self._file, self._entries = file, {}
         try:
-            with safe_open(file, framework="np") as checked:  # the library looks whether the file is whole
+            with safe_open(file, framework="np") as checked:  # the library checks that the file is complete
                 names = list(checked.keys())
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or cut short ({error}); fetch it again") from None
@@ -165,7 +171,7 @@ class SafetensorsFile:
 
 
 class TorchFile:
-    """The tensors of one `.bin` file, and no code that it may hold; mapped, but for files of torch before 1.6."""
+    """The tensors of one `.bin` file, memory-mapped where torch 1.6 or later wrote it. No code in the file is run."""
 
     def __init__(self, file: Path, note: Callable[[str], None]):
         try:
@@ -198,14 +204,14 @@ class TorchFile:
 
 
 def _kind(tensor: Any) -> str:
-    """dtype of a torch tensor, and how it lies where that is not plain."""
+    """A torch tensor's dtype, with its layout and device where these are not strided and cpu."""
     layout, device = str(tensor.layout).removeprefix("torch."), tensor.device.type
     more = [part for part, plain in ((layout, "strided"), (device, "cpu")) if part != plain]
     return " ".join([str(tensor.dtype).removeprefix("torch."), *more])
 
 
 def _refusal(error: Exception) -> str:
-    """Why torch did not read a file, without its advice to read it unsafely."""
+    """torch's reason for refusing a file, without its advice to load it unsafely."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     named = next((line for line in lines if "GLOBAL" in line or "WeightsUnpickler error" in line), lines[0])
     return re.split(r"\. (?=[A-Z])", named.strip().removesuffix("."))[0]
@@ -224,36 +230,36 @@ def parse_size(size: int | str) -> int:
 def write_safetensors(directory: Path, tensors: Iterator[tuple[str, np.ndarray]], max_shard_size: int | str) -> None:
     """Writes model.safetensors, or shards of at most `max_shard_size` with an index; holds one shard in memory.
 
-    What the directory held before is replaced only when all is written.
+    Files of before are replaced only after all are written.
     """
-    limit, held, size, total = parse_size(max_shard_size), {}, 0, 0
-    written: list[list[str]] = []
+    limit, shard, size, total = parse_size(max_shard_size), {}, 0, 0
+    shard_names: list[list[str]] = []
 
     def flush() -> None:
-        file = directory / f"shard-{len(written)}.tmp"
+        file = directory / f"shard-{len(shard_names)}.tmp"
         file.touch()
         mode = file.stat().st_mode
-        save_file(held, file, metadata={"format": "pt"})
-        file.chmod(mode)  # save_file's are for the owner only
-        written.append(list(held))
-        held.clear()
+        save_file(shard, file, metadata={"format": "pt"})
+        file.chmod(mode)  # save_file lets only the owner read it
+        shard_names.append(list(shard))
+        shard.clear()
 
     for name, array in tensors:
-        if held and size + array.nbytes > limit:
+        if shard and size + array.nbytes > limit:
             flush()
             size = 0
         # save_file writes the buffer as it lies in memory, so a transposed view would be stored wrongly.
-        held[name] = np.ascontiguousarray(array)
+        shard[name] = np.ascontiguousarray(array)
         size, total = size + array.nbytes, total + array.nbytes
     flush()
     for stale in (*directory.glob("model*.safetensors"), directory / SAFETENSORS[1]):
         stale.unlink(missing_ok=True)
     weight_map = {}
-    for i, names in enumerate(written):
-        file = SAFETENSORS[0] if len(written) == 1 else f"model-{i + 1:05d}-of-{len(written):05d}.safetensors"
+    for i, names in enumerate(shard_names):
+        file = SAFETENSORS[0] if len(shard_names) == 1 else f"model-{i + 1:05d}-of-{len(shard_names):05d}.safetensors"
         (directory / f"shard-{i}.tmp").rename(directory / file)
         weight_map.update(dict.fromkeys(names, file))
-    if len(written) > 1:
+    if len(shard_names) > 1:
         write_json(directory / SAFETENSORS[1], {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

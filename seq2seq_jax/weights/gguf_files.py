@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of a file: what it says of the model and of the tokenizer, and where its tensors lie."""
+    """The header of a file: the metadata of the model and the tokenizer, and where the tensors are."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -61,7 +61,7 @@ def find_gguf(path: Path) -> Path | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint, or what a GGUF file's metadata say in its words."""
+    """The config.json of a checkpoint, made from the metadata where it is a GGUF file."""
     file = find_gguf(path)
     if file is None:
         return hf_config.read_config(path / "config.json")
@@ -70,7 +70,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path, note: Callable[[str], None] = lambda text: None) -> Checkpoint | GgufCheckpoint:
-    """The tensors of a directory, or of a GGUF file; `note` is given a line about each thing that is left out."""
+    """The tensors of a directory, or of a GGUF file; `note` is called with a line about each thing that is left out."""
     file = find_gguf(path)
     return Checkpoint(path, note) if file is None else GgufCheckpoint(file)
 
@@ -180,7 +180,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Cursor:
-    """A place in the file that moves on with what is read."""
+    """A position in the file that advances with each read."""
 
     def __init__(self, data: mmap.mmap, at: int):
         self.data, self.at = data, at

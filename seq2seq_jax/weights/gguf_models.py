@@ -1,6 +1,6 @@
-"""From GGUF's words to those of transformers: config.json out of the metadata, and the names and values of tensors.
+"""GGUF to transformers: config.json from the metadata, and the names and values of tensors.
 
-Source: convert_hf_to_gguf.py and llama-model.cpp of llama.cpp, whose way back this is.
+It is the inverse of convert_hf_to_gguf.py of llama.cpp; see llama-model.cpp there for the defaults.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def names(file: GgufFile) -> dict[str, str]:
       ValueError: for a tensor that no model of the architecture has.
     """
     kind = architecture(file)
-    layer, found = SANDWICH if kind in ("gemma2", "gemma3") else LAYER, {}
+    layer, out = SANDWICH if kind in ("gemma2", "gemma3") else LAYER, {}
     for stored in file.tensors:
         if stored == ROPE_FREQS and kind == "llama":
             continue  # part of the config
@@ -66,8 +66,8 @@ def names(file: GgufFile) -> dict[str, str]:
         if stem not in table:
             raise ValueError(f"{file.path}: nothing is known about the tensor {stored!r} in a {kind} model")
         prefix = "" if number is None else f"model.layers.{number}."
-        found[f"{prefix}{table[stem]}.{suffix}"] = stored
-    return found
+        out[f"{prefix}{table[stem]}.{suffix}"] = stored
+    return out
 
 
 def restored(file: GgufFile, stored: str, values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How parameters begin that no file holds: a choice with a name."""
+"""Initial values of parameters that no file holds; each way has a name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAY_BE_NEW = re.compile(r"decoder/(layers/.*/cross_attention(_norm|_post_norm)?/
 
 
 def check_choices(config: EncoderDecoderConfig, cross_attention_init: str, head_init: str) -> None:
-    """An unknown choice, or one whose conditions are not met, is an error that names one that works."""
+    """Raises ValueError for an unknown choice, or one whose conditions are not met; names one that works."""
     c = config.decoder
     for name, value, known in (
         ("cross_attention_init", cross_attention_init, CROSS_ATTENTION_INITS),
@@ -64,14 +64,14 @@ def align(
     *,
     intercept: bool = True,
 ) -> Alignment:
-    """The least-squares map between two embedding tables over the strings that both vocabularies hold.
+    """The least-squares map from one embedding table to the other, fitted on the strings that both vocabularies hold.
 
     Args:
       encoder_table, decoder_table: [rows, width], each side's own. encoder_strings, decoder_strings: string -> row.
-      intercept: whether there is a parameter that takes the map's bias; without one it is fitted as zero.
+      intercept: whether the map has a bias.
 
     Raises:
-      ValueError: if these are too few to fit it.
+      ValueError: if there are too few such strings.
     """
     shared = sorted(encoder_strings.keys() & decoder_strings.keys())
     rows = [[strings[text] for text in shared] for strings in (encoder_strings, decoder_strings)]
@@ -83,12 +83,12 @@ def align(
         )
     ones = np.full((len(shared), 1), float(intercept))
     source = np.concatenate([encoder_table[rows[0]], ones], axis=1, dtype=np.float64)
-    found, *_ = np.linalg.lstsq(source, decoder_table[rows[1]].astype(np.float64), rcond=None)
-    return Alignment(found[:-1].astype(np.float32), found[-1].astype(np.float32), len(shared))
+    solution, *_ = np.linalg.lstsq(source, decoder_table[rows[1]].astype(np.float64), rcond=None)
+    return Alignment(solution[:-1].astype(np.float32), solution[-1].astype(np.float32), len(shared))
 
 
 def _aligned_value(path, shape, alignment: Alignment, projected: bool, read) -> tuple[np.ndarray, str]:
-    """A parameter under "aligned": the map stands in enc_to_dec_proj, or else in the keys and values."""
+    """A parameter under "aligned": enc_to_dec_proj holds the map, or else the keys and values do."""
     part, leaf = path.split("/")[-2:]
     kernel, bias = alignment.kernel, alignment.bias
     if path.startswith("enc_to_dec_proj/"):
@@ -103,8 +103,8 @@ def _aligned_value(path, shape, alignment: Alignment, projected: bool, read) -> 
     if part == "key" and not projected:
         keys = read(own.replace("/bias", "/kernel"), (kernel.shape[1], *shape[-2:]))
         if leaf == "kernel":
-            return np.einsum("ed,dhk->ehk", kernel, keys), "aligned"
-        return np.einsum("d,dhk->hk", bias, keys) + read(own, shape), "aligned"
+            return np.einsum("ed,dhk->ehk", kernel, keys), "aligned"  # [encoder width, heads, head_dim]
+        return np.einsum("d,dhk->hk", bias, keys) + read(own, shape), "aligned"  # [heads, head_dim]
     return read(own, shape), "self_attention"
 
 
@@ -115,7 +115,7 @@ def random_value(seed: int, path: str, shape: tuple[int, ...], config: Transform
 
 
 def identity_kernel(shape: tuple[int, ...]) -> np.ndarray:
-    """The identity on the last dimensions' product, seen as a kernel of `shape` ([e, h, d], [h, d, e] or [e, e])."""
+    """The identity as a kernel of `shape`: [e, h, d] or [h, d, e] with e = h * d, or [e, e]."""
     size = shape[0] if len(shape) == 2 or shape[0] > shape[-1] else shape[-1]
     return np.eye(size, dtype=np.float32).reshape(shape)
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 STATUSES = {
     "copied": "copied from the file",
-    "initialised": "new, not in any file",
-    "tied": "stored once, with another",
-    "ignored": "in the file, needed by nothing",
-    "cut": "of a layer beyond the depth that was asked for",
+    "initialised": "new, in no file",
+    "tied": "stored once, together with another",
+    "ignored": "in the file, and not needed",
+    "cut": "of a layer that an option leaves out",
     "selected": "rows chosen",
     "resized": "rows added or removed",
     "other part": "of a part of the checkpoint that is not used",
-    "kept aside": "read by no forward pass, written back on export",
+    "passed through": "read by no forward pass, written back on export",
 }
 
 
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Report:
-    """The fate of all tensors. `str(report)` is the summary that scripts print."""
+    """What became of all tensors; `str(report)` is what scripts print."""
 
     entries: list[Entry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -47,11 +47,23 @@ class Report:
     def of(self, status: str, side: str | None = None) -> list[Entry]:
         return [e for e in self.entries if e.status == status and side in (None, e.side)]
 
-    def __str__(self) -> str:
-        lines = []
+    def _counts(self) -> dict[str, str]:
+        """How many tensors of each side have which status, such as "12 copied, 3 tied"."""
+        out = {}
         for side in dict.fromkeys(entry.side for entry in self.entries):
             counts = Counter(entry.status for entry in self.entries if entry.side == side)
-            lines.append(f"{side}: " + ", ".join(f"{counts[s]} {s}" for s in STATUSES if counts[s]))
+            out[side] = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+        return out
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        parts = [f"{side} {counts}" for side, counts in self._counts().items()]
+        return "; ".join([*parts, *([f"{len(self.notes)} notes"] if self.notes else [])])
+
+    def __str__(self) -> str:
+        lines = []
+        for side, counts in self._counts().items():
+            lines.append(f"{side}: {counts}")
             for status in STATUSES:
                 ways: dict[str, list[str]] = {}
                 for entry in self.of(status, side):

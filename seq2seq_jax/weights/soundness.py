@@ -1,4 +1,4 @@
-"""Whether what a file stores can be a parameter: of a floating type, not quantised, finite."""
+"""Checks of stored tensors: a parameter has a floating type, is not quantised, and is finite."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ QUANTISED = re.compile(
     r".*\.(absmax|quant_map|nested_absmax|quant_state(\..*)?|SCB|weight_format|qweight|qzeros|g_idx|weight_packed"
     r"|weight_scale(_inv)?|weight_zero_point|tensor_impl\..*)"
 )
-PART = 2**20  # numbers looked at together, so that no second tensor is held
-# The bits of an exponent that only infinities and NaN have.
+PART = 2**20  # numbers checked at a time, so that no array of a tensor's size is made
+# All exponent bits are set in infinities and NaN alone.
 EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 
 
 def unfit_dtype(file: Path, name: str, dtype: Any) -> ValueError:
-    """The error for a parameter that is stored in a type that is no plain floating one."""
+    """The error for a parameter that is not stored in a plain floating type."""
     return ValueError(
         f"{file}: {name} is stored as {dtype}, and a parameter is read from float16, bfloat16, float32 or float64; if"
         " it is quantised, dequantise it where it was made, else convert it there (tensor.float()), and save again"
@@ -42,13 +42,13 @@ def check_not_quantised(names: Iterable[str], config: Mapping[str, Any], directo
 
 
 def count_not_finite(tensor: np.ndarray) -> int:
-    """How many numbers are NaN or infinite; one pass where none is."""
+    """How many numbers are NaN or infinite, in one pass if none is."""
     bits = EXPONENTS.get(tensor.dtype)
     if bits is not None:
         words = tensor.view(np.uint16).reshape(-1)
         parts = (words[i : i + PART] for i in range(0, words.size, PART))
         return sum(int(np.count_nonzero((part & bits) == bits)) for part in parts)
-    # NaN and infinities stay in a sum; a sum that overflows is looked at again.
+    # A sum with NaN or infinities is not finite; a sum may also overflow, so that its numbers are counted.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(tensor.sum()):
             return 0

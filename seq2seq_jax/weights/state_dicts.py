@@ -1,4 +1,4 @@
-"""State dicts as people save them: what wrappers add to names, what stands around them, under which prefix they lie."""
+"""State dicts as people save them: names with wrappers' prefixes, nested in other content, or under a prefix."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ def modern_name(name: str) -> str:
 
 
 def modern_names(stored: Mapping[str, Path], note: Callable[[str], None]) -> dict[str, tuple[Path, str]]:
-    """Modern name -> (file, stored name) for stored names and their files, without what wrappers added, which is noted.
+    """Modern name -> (file, stored name). Parts of names that wrappers added are removed, which is noted.
 
-    A wrapper in front of some names only stays: the model lies under it, and other things beside (see `rooted`).
+    A wrapper in front of only some of the names stays: it is the prefix under which the model lies (see `rooted`).
+
+    Args:
+      stored: stored name -> file.
 
     Raises:
       ValueError: if two tensors have one modern name.
@@ -51,7 +54,8 @@ def modern_names(stored: Mapping[str, Path], note: Callable[[str], None]) -> dic
 def flat_tensors(
     content: Any, file: Path, is_tensor: Callable[[Any], bool], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The tensors of what a `.bin` file holds; names in nested mappings are joined by dots. Notes what is no tensor.
+    """The tensors in the content of a `.bin` file; names of nested mappings are joined by dots. What is no tensor is
+    noted.
 
     Raises:
       ValueError: if there is none.
@@ -66,7 +70,7 @@ def flat_tensors(
             for key, inner in value.items():
                 visit(inner, f"{name}.{key}" if name else str(key))
         else:
-            others[name or "the whole"] = type(value).__name__
+            others[name or "its content"] = type(value).__name__
 
     visit(content, "")
     shown = ", ".join(f"{name} ({kind})" for name, kind in list(others.items())[:3])
@@ -102,19 +106,19 @@ class UnderRoot:
 
 
 def rooted(
-    checkpoint: Any, wanted: Iterable[str], what: str, part: str, report: Report, elsewhere: tuple[str, ...] = ()
+    checkpoint: Any, expected: Iterable[str], what: str, part: str, report: Report, other_prefixes: tuple[str, ...] = ()
 ) -> Any:
-    """The checkpoint as it is if it holds `wanted` names, else what it holds under the prefix where they lie.
+    """The checkpoint itself if it has some of the `expected` names, or else its tensors under the prefix that has them.
 
     Args:
-      wanted: names of which some must be there. what: whose they are, for messages. part: likewise, for the report.
-      elsewhere: ends of prefixes under which something else lies that has such names (a model's other half).
+      what: the owner of these names, for messages. part: the same for the report.
+      other_prefixes: ends of prefixes under which like names belong to something else (a model's other half).
 
     Raises:
       ValueError: if they lie nowhere, or under two prefixes of which neither holds the other.
     """
-    names, wanted = list(checkpoint), list(wanted)
-    root = _root(names, wanted, what, checkpoint.directory, elsewhere)
+    names, expected = list(checkpoint), list(expected)
+    root = _root(names, expected, what, checkpoint.directory, other_prefixes)
     if not root:
         return checkpoint
     report.note(f"{checkpoint.directory.name}: the names of the {what} begin with {root!r}, which is left out")
@@ -124,21 +128,22 @@ def rooted(
     return UnderRoot(checkpoint, root)
 
 
-def _root(names: list[str], wanted: list[str], what: str, directory: Path, elsewhere: tuple[str, ...]) -> str:
-    known, counts = frozenset(wanted), Counter()
+def _root(names: list[str], expected: list[str], what: str, directory: Path, other_prefixes: tuple[str, ...]) -> str:
+    """The prefix under which most of the `expected` names are."""
+    known, counts = frozenset(expected), Counter()
     for name in names:
         starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
         counts.update(name[:start] for start in starts if name[start:] in known)
-    counts = Counter({root: count for root, count in counts.items() if not root or not root.endswith(elsewhere)})
+    counts = Counter({root: count for root, count in counts.items() if not root or not root.endswith(other_prefixes)})
     if counts[""]:
         return ""
     if not counts.total():
         shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise ValueError(
-            f"{directory}: no tensor of a {what} is there; looked for {', '.join(map(repr, wanted[:3]))} and their like"
-            f" and found {shown}; give the directory whose config.json and weights belong together"
+            f"{directory}: no tensor of a {what} is there; looked for {', '.join(map(repr, expected[:3]))} and their"
+            f" like and found {shown}; give the directory whose config.json and weights belong together"
         )
-    # The halves of one model are alike, so that a part of the names fits under a longer prefix too.
+    # The halves of a model have like names, so that some of the names match under a longer prefix too.
     likely = [root for root, count in counts.items() if 2 * count >= max(counts.values())]
     root = min(likely, key=len)
     other = next((r for r in likely if not r.startswith(root)), None)

@@ -9,7 +9,7 @@ import pytest
 
 from seq2seq_jax.config import GenerationConfig
 from seq2seq_jax.decoding import engine
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 BERT = {
     "model_type": "bert",

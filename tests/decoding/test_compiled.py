@@ -15,7 +15,7 @@ from seq2seq_jax.decoding.generate import generate
 from seq2seq_jax.decoding.processors import PaddedVocabulary
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 WIDTH, HEADS, BATCH, BEAMS, BUCKET, SOURCE = 64, 4, 2, 4, 64, 40
 BERT = {

@@ -9,7 +9,7 @@ from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import generate
 from seq2seq_jax.models import cpu
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 BERT = {
     "model_type": "bert",

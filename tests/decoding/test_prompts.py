@@ -7,7 +7,7 @@ import pytest
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import generate
 from seq2seq_jax.decoding.scoring import generated_mask, transition_scores
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 SIZES = {
     "vocab_size": 101,

@@ -111,7 +111,7 @@ def test_bad_input(pair):
 def test_equals_torch(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from seq2seq_jax.pretrained.pair import from_pretrained
+    from seq2seq_jax.pretrained.loading import from_pretrained
     from tests import ladder
     from tests.parity import torch_models
 

@@ -8,7 +8,7 @@ from seq2seq_jax.config import LossConfig
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.models.encoder_decoder import EncoderDecoderOutput
 from seq2seq_jax.models.losses import label_weights
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 from seq2seq_jax.training.step import StepConfig, loss_and_grads
 from tests.weights.checkpoints import BERT, GPT2, TOKENS, noisy
 

@@ -15,9 +15,10 @@ from seq2seq_jax.models import cpu, layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.models.targets import shift_tokens_right
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, quantize
+from seq2seq_jax.pretrained.pair import quantize
 from seq2seq_jax.pretrained.resize import resize_token_embeddings
 from seq2seq_jax.pretrained.saving import save_orbax, save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 BERT = {
     "model_type": "bert",

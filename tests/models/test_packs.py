@@ -13,7 +13,7 @@ from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.models.targets import shift_tokens_right, wrap_tokens_right
 from seq2seq_jax.models.transformer import count_positions
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 from tests.weights.checkpoints import noisy
 
 TOKENS = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from seq2seq_jax.pretrained.pair import from_pretrained
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.training.loop import TrainingInterrupted, train
 from tests.training import toy
 from tests.training.compilations import compiled

@@ -16,12 +16,12 @@ from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.inference import evaluate as inference
 from seq2seq_jax.inference.evaluate import evaluate
+from seq2seq_jax.inference.trained import load_trained
 from seq2seq_jax.inference.window_decoder import WindowDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.text.tokenizer import load_tokenizer
-from seq2seq_jax.training.checkpoints import load_trained
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 from tests.training import toy
 from tests.weights.checkpoints import BERT, make_pair
 

@@ -16,7 +16,7 @@ from seq2seq_jax.parallel.axes import partition_spec
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step import StepConfig, make_train_step
-from seq2seq_jax.weights.loading import leaves
+from seq2seq_jax.weights.params import param_specs
 
 # No two widths are the same, so that the shapes in a program tell what is what.
 ENCODER = {
@@ -119,7 +119,7 @@ def placed_by_the_table(pair, mesh, taken):
     for found in (before, after):
         adam = found.opt_state[1][0]
         trees = {"params": found.params, "mean": adam.mu, "square": adam.nu, "gradient": after.opt_state[0]}
-        for path, leaf in leaves(pair.model).items():
+        for path, leaf in param_specs(pair.model).items():
             expected = NamedSharding(mesh, partition_spec(leaf.axes, mesh))
             for name, tree in trees.items():
                 there = flat(tree)[path]

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, EncoderDec
 from seq2seq_jax.families import registry as families  # noqa: E402
 from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
 from seq2seq_jax.pretrained.saving import save_decoder, save_encoder, save_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from tests import ladder  # noqa: E402
 from tests.parity import family_models as models  # noqa: E402
 from tests.parity import torch_models  # noqa: E402
@@ -249,7 +250,7 @@ def test_both_halves_of_t5gemma2(tmp_path):
     save_pretrained(tmp_path / "pair", pair)
     again = from_pretrained(tmp_path / "pair")
     ladder.close(again.model.apply({"params": again.params}, **batch).logits, expected, 1e-5, "logits")
-    assert again.aside.keys() == pair.aside.keys() and any("vision_tower" in n for n in pair.aside)
+    assert again.passthrough.keys() == pair.passthrough.keys() and any("vision_tower" in n for n in pair.passthrough)
 
 
 BARE = ["modernbert-decoder", "phi3", "olmo2", "granite", "gptj", "gpt_neo"]

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from seq2seq_jax.config import GenerationConfig, generation_from_hf  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
 from seq2seq_jax.pretrained.saving import save_pretrained  # noqa: E402
 from tests import ladder  # noqa: E402
 from tests.parity import torch_models  # noqa: E402

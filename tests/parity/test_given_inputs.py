@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 from transformers.modeling_outputs import BaseModelOutput  # noqa: E402
 
 from seq2seq_jax.families.registry import from_hf  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from tests import ladder  # noqa: E402
 from tests.parity import family_models as models  # noqa: E402
 from tests.parity import torch_models  # noqa: E402

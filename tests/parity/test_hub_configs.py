@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from seq2seq_jax.families import registry as families  # noqa: E402
 from seq2seq_jax.models import ties  # noqa: E402
 from seq2seq_jax.models.transformer import Transformer  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
 from seq2seq_jax.pretrained.saving import save_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from tests import ladder  # noqa: E402
 from tests.parity import family_models as models  # noqa: E402
 from tests.parity import torch_models  # noqa: E402
@@ -336,7 +337,7 @@ def check_decoder(directory, config, small):
 def test_states_and_logits(model_type, small, tmp_path):
     """Torch's, on 40 tokens, by the same directory; and what is written again has the file's own fields."""
     there, config = support(model_type), raw_config(model_type)
-    if there.whole:
+    if there.seq2seq:
         pair = check_whole(tmp_path / "whole", config)
         save_pretrained(tmp_path / "again", pair)
         again = json.loads((tmp_path / "again" / "config.json").read_text())
@@ -361,7 +362,7 @@ def test_states_and_logits(model_type, small, tmp_path):
 def settings(config, role):
     """Our settings; of T5's head the file decides whether it is tied, and so not here."""
     found = families.from_hf(config, role)
-    return dataclasses.replace(found, tie_head=True) if families.family_of(config).head_by_file else found
+    return dataclasses.replace(found, tie_head=True) if families.family_of(config).with_tensors else found
 
 
 CHANGES = [(model_type, {}) for model_type in OLD if model_type != "t5gemma"] + VARIANTS

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.numpy import load_file  # noqa: E402
 
-from seq2seq_jax.pretrained.pair import from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
 from seq2seq_jax.pretrained.saving import save_pretrained  # noqa: E402
 from tests import ladder  # noqa: E402
 from tests.parity import torch_models  # noqa: E402

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 from seq2seq_jax.families import registry  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from seq2seq_jax.weights.initialization import MAY_BE_NEW  # noqa: E402
 from tests.parity import family_models as models  # noqa: E402
 from tests.parity import torch_models  # noqa: E402
@@ -86,7 +86,7 @@ def test_states(case, cls, small_decoder, tmp_path):
     model.save_pretrained(tmp_path / "tuned")
     tuned, family = tmp_path / "tuned", registry.family_of({"model_type": model.config.model_type})
     roles = set(family.prefixes)
-    lacking = {"encoder"} if family.whole and cls.endswith("ForCausalLM") else set()
+    lacking = {"encoder"} if family.seq2seq and cls.endswith("ForCausalLM") else set()
     lacking |= {"decoder"} if family.name == "t5" and ("EncoderModel" in cls or "Token" in cls) else set()
     for role in lacking & roles:
         sides = {"encoder": small_decoder, "decoder": small_decoder, role: tuned}
@@ -107,7 +107,7 @@ def test_states(case, cls, small_decoder, tmp_path):
     if "decoder" in roles:
         heads = {name for name in missing if "crossattention" not in name and "encoder_attn" not in name}
         assert any(name.startswith("decoder/head/") for name in new) == bool(heads), (new, missing)
-        assert any("no whole language-model head" in note for note in ours.report.notes) == bool(heads)
+        assert any("no complete language-model head" in note for note in ours.report.notes) == bool(heads)
 
 
 def test_what_the_report_says(small_decoder, tmp_path):

@@ -25,13 +25,13 @@ from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.inference.corpus import decode_texts
 from seq2seq_jax.inference.mbr import minimum_bayes_risk
 from seq2seq_jax.inference.text_windows import one_line
+from seq2seq_jax.inference.trained import load_trained
 from seq2seq_jax.inference.window_decoder import WindowDecoder
 from seq2seq_jax.inference.windowed_output import partial_directory
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.pair import quantize
 from seq2seq_jax.pretrained.saving import save_pretrained
 from seq2seq_jax.text.tokenizer import load_tokenizer, pad
-from seq2seq_jax.training.checkpoints import load_trained
 from tests.weights.checkpoints import BERT, make_pair
 
 ROOT = Path(__file__).parent.parent.parent

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 from tests.weights.checkpoints import BERT, TOKENS
 
 

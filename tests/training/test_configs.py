@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from configs import bertsum, common, quickstart, rothe, smollm
 from seq2seq_jax.config import OPEN_SECTIONS, GenerationConfig, TrainConfig, alternatives, from_mapping
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained
 from seq2seq_jax.training.configs import resolve, train_config
 
 ROOT = Path(__file__).parent.parent.parent

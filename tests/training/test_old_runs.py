@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from seq2seq_jax.training.checkpoints import load_trained
+from seq2seq_jax.inference.trained import load_trained
 from seq2seq_jax.training.loop import train
 from tests.training import toy
 from tests.weights.checkpoints import equal

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import from_pretrained
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.training.loop import train
 from tests.ports import free_port
 from tests.training import toy

@@ -15,9 +15,11 @@ import pytest
 import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import BatchConfig
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.pretrained.pair import from_pretrained
-from seq2seq_jax.training.checkpoints import load_trained, open_store, write_config
+from seq2seq_jax.inference.trained import load_trained
+from seq2seq_jax.pretrained.loading import from_pretrained
+from seq2seq_jax.training.checkpoints import open_store, write_config
 from seq2seq_jax.training.loop import TrainingInterrupted, train
+from seq2seq_jax.weights.workdir import find_model
 from tests.ports import free_port
 from tests.training import toy
 from tests.weights.checkpoints import equal
@@ -233,6 +235,8 @@ def test_best_checkpoint_is_kept_and_exported(work, monkeypatch):
     assert toy.records(run, "eval/rouge1") == {2: 30.0, 4: 50.0, 6: 40.0}
     sections = (run / "samples.txt").read_text().split("=== step")[1:]
     assert [section.count("reference: ") for section in sections] == [2, 2, 2]
+    (export / "config.json").unlink()
+    assert find_model(run) == (run / "model", run / "checkpoints" / "4"), "without an export, the best"
 
 
 def test_not_finite_stops_with_the_step(work, monkeypatch):

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from seq2seq_jax.config import LossConfig, OptimizerConfig, TrainConfig, from_mapping
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
+from seq2seq_jax.pretrained.loading import from_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 from seq2seq_jax.training.configs import describe, train_config
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer

@@ -10,9 +10,11 @@ from flax.traverse_util import flatten_dict
 
 import seq2seq_jax.training.loop as loop
 from seq2seq_jax.config import LoraConfig, OptimizerConfig, TrainConfig, from_mapping
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
+from seq2seq_jax.inference.trained import load_trained
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
-from seq2seq_jax.training import checkpoints, lora
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
+from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.loop import TrainingInterrupted, train
 from seq2seq_jax.training.setup import make_training
@@ -249,4 +251,4 @@ def test_run_with_adapters_and_averages_goes_on(tmp_path, monkeypatch):
     stopped = train(config, work / "stopped")
     assert toy.records(work / "stopped", "train/skipped") == {1: 0, 2: 1, 3: 1}
     equal(from_pretrained(stopped).params, from_pretrained(whole).params)
-    equal(checkpoints.load_trained(work / "whole", step=3).pretrained.params, from_pretrained(whole).params)
+    equal(load_trained(work / "whole", step=3).pretrained.params, from_pretrained(whole).params)

@@ -5,11 +5,12 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 BERT = {
     "model_type": "bert",
@@ -83,3 +84,10 @@ def equal(a, b):
     assert set(flat_a) == set(flat_b), set(flat_a) ^ set(flat_b)
     for path, value in flat_a.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(flat_b[path]), err_msg=path)
+
+
+def refused(message, call, *arguments, **options):
+    """The call raises a message of one line that matches."""
+    with pytest.raises((ValueError, FileNotFoundError, ImportError), match=message) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value).split("\n-----")[0], "more than one line"

@@ -8,8 +8,9 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.loading import from_pretrained  # noqa: E402
 from seq2seq_jax.pretrained.saving import save_decoder, save_pretrained  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained  # noqa: E402
 from seq2seq_jax.weights.files import Checkpoint  # noqa: E402
 from seq2seq_jax.weights.gguf_files import open_checkpoint, read_config  # noqa: E402
 from tests.weights import gguf_writing  # noqa: E402

@@ -7,18 +7,14 @@ import pickle
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import (
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-)
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.soundness import count_not_finite
 from seq2seq_jax.weights.state_dicts import rooted
-from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, tensors, write
-from tests.weights.test_bad_input import refused
+from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, refused, standalone, tensors, write
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

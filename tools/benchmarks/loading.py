@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 
 
 class LoadFigures(NamedTuple):

@@ -29,12 +29,12 @@ from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.mesh import batch_parts, batch_sharding
-from seq2seq_jax.pretrained.pair import new_pair
+from seq2seq_jax.pretrained.warm_start import new_pair
 from seq2seq_jax.training.flops import StepFlops, step_flops
 from seq2seq_jax.training.loop import check_division
 from seq2seq_jax.training.setup import abstract_state, make_training
 from seq2seq_jax.weights import hf_config
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 from seq2seq_jax.weights.report import Report
 from tools.dryrun.chips import Chip
 from tools.dryrun.cost import Cost, program_cost

@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
+from seq2seq_jax.parallel.chips import Chip
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.flops import step_flops
-from seq2seq_jax.weights.loading import abstract_params
-from tools.dryrun.chips import Chip
+from seq2seq_jax.weights.params import abstract_params
 from tools.dryrun.compile import (
     Bounds,
     TrainReport,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.setup import abstract_state, make_training
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 from tools.dryrun.chips import Chip
 from tools.dryrun.compile import (
     STEPS,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs
 from tools.benchmarks import side_by_side, training
 from tools.benchmarks.peers.systems import SIZES, Size, parse_systems, started
 from tools.benchmarks.side_by_side import Options, Rates

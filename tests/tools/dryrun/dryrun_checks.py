@@ -54,9 +54,9 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from seq2seq_jax.config import TrainConfig, from_mapping  # noqa: E402
 from seq2seq_jax.parallel.mesh import make_mesh  # noqa: E402
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs  # noqa: E402
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs  # noqa: E402
 from seq2seq_jax.training.setup import abstract_state, make_training  # noqa: E402
-from seq2seq_jax.weights.loading import abstract_params  # noqa: E402
+from seq2seq_jax.weights.params import abstract_params  # noqa: E402
 from tools.dryrun import compile as dryrun  # noqa: E402
 from tools.dryrun import mesh_search  # noqa: E402
 from tools.dryrun.chips import CHIPS  # noqa: E402

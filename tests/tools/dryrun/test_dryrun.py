@@ -22,7 +22,7 @@ from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.training.flops import RECOMPUTED, StepFlops, step_flops
 from seq2seq_jax.training.setup import abstract_state, make_training
-from seq2seq_jax.weights.loading import abstract_params
+from seq2seq_jax.weights.params import abstract_params
 from tools.dryrun import chips, mesh_search, report
 from tools.dryrun import compile as dryrun
 from tools.dryrun.cost import Cost

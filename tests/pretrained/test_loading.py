@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained, from_pretrained
-from seq2seq_jax.pretrained.resize import resize_token_embeddings
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_orbax, save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained
 from seq2seq_jax.weights.files import Checkpoint
 from tests.weights.checkpoints import BART, BERT, GPT2, TOKENS, equal, make_pair, standalone, tensors, write
 
@@ -103,7 +103,7 @@ def test_old_names_prefixes_and_what_is_left(berts, tmp_path):
     made = from_encoder_decoder_pretrained(alone, alone, **TOKENS)
     equal(made.params["encoder"], pair.params["encoder"])
     report = made.report
-    assert {e.name for e in report.of("kept aside", "encoder")} == {
+    assert {e.name for e in report.of("passed through", "encoder")} == {
         "bert.pooler.dense.weight",
         "bert.pooler.dense.bias",
     }
@@ -116,7 +116,7 @@ def test_old_names_prefixes_and_what_is_left(berts, tmp_path):
         names = [e.name for e in report.entries if e.side == side and e.status != "initialised"]
         assert sorted(names) == sorted(Checkpoint(alone)), "each tensor of the file stands in the report once"
     text = str(report)
-    assert "kept aside (written back on export): " in text and "initialised (normal): " in text
+    assert "passed through (written back on export): " in text and "initialised (normal): " in text
     save_pretrained(tmp_path, made)
     assert json.loads((tmp_path / "config.json").read_text())["encoder"]["custom_field"] == {"kept": [1, 2]}
     np.testing.assert_array_equal(
@@ -183,7 +183,7 @@ def test_duplicate_heads_and_buffers(saved, tmp_path):
     content["decoder.lm_head.weight"] = content["decoder.lm_head.weight"] + 1
     unequal = from_pretrained(write(tmp_path / "unequal", content, config))
     equal(unequal.params, pair.params)
-    assert "differs from decoder.transformer.wte.weight" in unequal.report.of("kept aside")[0].detail
+    assert "differs from decoder.transformer.wte.weight" in unequal.report.of("passed through")[0].detail
     save_pretrained(tmp_path / "back", unequal)
     np.testing.assert_array_equal(
         tensors(tmp_path / "back")["decoder.lm_head.weight"], content["decoder.lm_head.weight"]
@@ -217,8 +217,6 @@ def test_renamed_fields_and_legacy_model_type(saved, tmp_path):
 
 
 def test_orbax_directory(saved, tmp_path):
-    from seq2seq_jax.pretrained.orbax import restore_params
-
     pair, directory = saved
     pair = from_pretrained(directory)
     save_orbax(tmp_path / "orbax", pair)
@@ -226,35 +224,6 @@ def test_orbax_directory(saved, tmp_path):
     equal(again.params, pair.params)
     save_pretrained(tmp_path / "torch", again)
     assert (tmp_path / "torch" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
-    part = restore_params(tmp_path / "orbax", pair.model, dtype=np.float16, only="decoder/embeddings/")
-    flat = flatten_dict(part, sep="/")
-    assert {p.split("/")[1] for p in flat} == {"embeddings"} and {str(v.dtype) for v in flat.values()} == {"float16"}
-    with pytest.raises(ValueError, match="no parameter's path matches only='nothing'"):
-        restore_params(tmp_path / "orbax", pair.model, dtype=np.float32, only="nothing")
-
-
-@pytest.mark.parametrize("n", [40, 25])
-def test_resized_vocabulary(saved, n, tmp_path):
-    pair, _ = saved
-    resized = resize_token_embeddings(pair, n, side="target")
-    assert resized.config.decoder.vocab_size == n and resized.config.encoder.vocab_size == BERT["vocab_size"]
-    ids = np.array([[3, 4, 5]])
-    old, new = (p.model.apply({"params": p.params}, ids, decoder_input_ids=ids).logits for p in (pair, resized))
-    assert new.shape[-1] == n
-    same = min(n, 29)
-    np.testing.assert_allclose(new[..., :same], old[..., :same], atol=1e-5)
-    save_pretrained(tmp_path, resized)
-    equal(from_pretrained(tmp_path).params, resized.params)
-    with pytest.raises(ValueError, match="side 'decoder' is unknown; give 'source' or 'target'"):
-        resize_token_embeddings(pair, n, side="decoder")
-
-
-def test_resize_of_a_shared_table():
-    pair = make_pair(BERT, BERT, tie_encoder_decoder="embeddings")
-    resized = resize_token_embeddings(pair, 35, side="source")
-    assert resized.config.encoder.vocab_size == resized.config.decoder.vocab_size == 35
-    ids = np.array([[3, 4, 34]])
-    assert np.isfinite(resized.model.apply({"params": resized.params}, ids, labels=ids).loss)
 
 
 def test_save_file_reads_what_lies_in_memory():

@@ -9,12 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import Alias
 from seq2seq_jax.models.param_layouts import inputs_first, scan_plan
-from seq2seq_jax.pretrained.pair import (
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-)
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
 from seq2seq_jax.weights.initialization import align
 from tests.weights.checkpoints import BERT, GPT2, TOKENS, equal, make_pair, noisy, standalone, tensors, write
 

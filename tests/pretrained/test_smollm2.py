@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_pretrained
 from seq2seq_jax.text.tokenizer import load_tokenizer, pad
 from seq2seq_jax.weights.gguf_files import read_config
 

@@ -6,13 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from seq2seq_jax.pretrained.pair import (
-    from_encoder_decoder_configs,
-    from_encoder_decoder_pretrained,
-    from_pretrained,
-)
+from seq2seq_jax.pretrained.loading import from_pretrained
 from seq2seq_jax.pretrained.saving import save_pretrained
-from tests.weights.checkpoints import BERT, GPT2, TOKENS, make_pair, standalone, tensors, write
+from seq2seq_jax.pretrained.warm_start import from_encoder_decoder_configs, from_encoder_decoder_pretrained
+from tests.weights.checkpoints import BERT, GPT2, TOKENS, make_pair, refused, standalone, tensors, write
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +24,6 @@ def copy(saved, tmp_path):
     """A directory to spoil, its config and its tensors."""
     config, content = json.loads((saved / "config.json").read_text()), tensors(saved)
     return write(tmp_path / "copy", content, config), config, content
-
-
-def refused(message, call, *arguments, **options):
-    with pytest.raises((ValueError, FileNotFoundError, ImportError), match=message) as error:
-        call(*arguments, **options)
-    assert "\n" not in str(error.value).split("\n-----")[0], "more than one line"
 
 
 def test_missing_directory(tmp_path):
