@@ -1,6 +1,7 @@
 """An output that grows window by window: kills at any moment, several processes, other settings."""
 
 import os
+import stat
 import threading
 
 import pytest
@@ -58,22 +59,23 @@ def test_continues_where_it_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("size", range(len(content(2)) + 1))
-def test_killed_at_any_byte_of_a_window(tmp_path, monkeypatch, size):
-    """A window of which some bytes are on the disk is not done."""
-    output = tmp_path / "out"
+@pytest.mark.parametrize("file", range(COUNT + 2))
+def test_killed_at_any_byte_of_a_file(tmp_path, monkeypatch, file, size):
+    """Of a file that is not synced yet (settings, window or output), a kill leaves any number of bytes on the disk."""
+    output, files = tmp_path / "out", []
 
-    def torn(path, parts, **options):
-        if path.name == "window-00000002":
-            path.with_name(path.name + ".tmp").write_bytes(content(2)[:size])
+    def torn(handle):
+        files.extend([handle] if stat.S_ISREG(os.fstat(handle).st_mode) else [])
+        if len(files) == file + 1:
+            os.ftruncate(handle, min(size, os.fstat(handle).st_size))
             raise Killed
-        write(path, parts, **options)
 
-    write = windowed_output._write
-    monkeypatch.setattr(windowed_output, "_write", torn)
+    monkeypatch.setattr(os, "fsync", torn)
     with pytest.raises(Killed):
         run(output)
     monkeypatch.undo()
-    assert run(output) == [2, 3, 4]
+    assert not output.exists()
+    assert run(output) == list(range(COUNT))[max(0, file - 1) :]
     assert output.read_bytes() == OUTPUT and names(tmp_path) == ["out"]
 
 
