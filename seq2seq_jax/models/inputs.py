@@ -1,4 +1,4 @@
-"""What a forward pass is given: one that cannot be right is an error of one line, before it is NaN or a shape of XLA's.
+"""Checks of a forward pass's inputs: what cannot be right is an error of one line that names the argument.
 
 Shapes and kinds are checked always, values where they are known (not while tracing).
 """
