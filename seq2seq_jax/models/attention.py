@@ -52,26 +52,26 @@ def attend(
       The output [batch, heads, queries, head_dim] and the weights [batch, heads, queries, keys], or None.
     """
     shape, groups = q.shape, q.shape[1] // k.shape[1]
-    if groups > 1:  # the queries that share keys stand in a row
+    if groups > 1:  # queries that share keys stand in one row: [batch, kv heads, groups * queries, head_dim]
         q = q.reshape(shape[0], k.shape[1], groups * shape[2], shape[3])
         if mask is not None and mask.shape[2] > 1:
             mask = jnp.tile(mask, (1, 1, groups, 1))
         if bias is not None:
-            bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)
+            bias = bias.reshape(bias.shape[0], k.shape[1], groups * shape[2], -1)  # [.., kv heads, rows, keys]
 
     def attend_all(q, k, v, mask, bias):
         return _attend(q, k, v, mask, scale, drop, bias=bias, softcap=softcap, cached=cached, extra=extra)
 
     if return_weights:
         y, weights = attend_all(q, k, v, mask, bias)
-        weights = weights.reshape(*shape[:3], -1)
+        weights = weights.reshape(*shape[:3], -1)  # [batch, heads, queries, keys]
     else:
         y, weights = cpu.attend_by_heads(lambda *args: attend_all(*args)[0], q, k, v, mask, bias), None
     return y.reshape(shape), weights
 
 
 def _scores(q, k, mask, scale, *, bias, softcap, cached) -> jax.Array:
-    """What the softmax reads, float32 [batch, heads, queries, keys]."""
+    """Scaled and masked scores, float32 [batch, heads, queries, keys]."""
     scores = _products(q, k, cached) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -85,10 +85,10 @@ def _attend(q, k, v, mask, scale, drop, *, bias, softcap, cached, extra) -> tupl
     scores = _scores(q, k, mask, scale, bias=bias, softcap=softcap, cached=cached)
     if extra is not None:
         more = _scores(q, extra[0], extra[2], scale, bias=None, softcap=softcap, cached=cached)
-        scores = jnp.concatenate([scores, more], axis=-1)
-    top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
+        scores = jnp.concatenate([scores, more], axis=-1)  # [batch, heads, queries, keys + source]
+    top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))  # [batch, heads, queries, 1]
     scores = jnp.exp(scores - top)
-    # The output is normalised, which is small, not the weights: they are the largest array of a step.
+    # The sum divides the output and not the weights, which are the largest array of a step.
     share = jnp.where(top > LOWEST, 1.0 / jnp.sum(scores, -1, keepdims=True), 0.0)
     dropped = scores.astype(v.dtype) if drop is None else drop(scores.astype(v.dtype))
     product = functools.partial(accumulate_float32, functools.partial(jnp.einsum, "bhqk,bhkd->bhqd"))

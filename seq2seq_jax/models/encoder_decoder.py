@@ -14,7 +14,7 @@ from flax import struct
 from seq2seq_jax.config import EncoderDecoderConfig, LossConfig
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.inputs import check_encoder_inputs, check_inputs
+from seq2seq_jax.models.inputs import check_batches, check_encoder_inputs, check_inputs, check_states, shape_of
 from seq2seq_jax.models.int8 import quantise
 from seq2seq_jax.models.kernels import segment_ids, takes_segment_ids
 from seq2seq_jax.models.layers import Dtype, Projection
@@ -157,6 +157,8 @@ class EncoderDecoder(nn.Module):
             values are not known: such ids give NaN then.
         """
         c = self.config
+        if labels is not None:
+            shape_of("labels", labels)
         check_ids("labels", labels, c.decoder.vocab_size, allowed=(IGNORED,))
         if (encoder_pack_ids is None) != (decoder_pack_ids is None):
             raise ValueError("packing needs both encoder_pack_ids and decoder_pack_ids; one of them is missing")
@@ -200,8 +202,13 @@ class EncoderDecoder(nn.Module):
             pack_ids=encoder_pack_ids,
         )
         source = states.shape[:2]
-        if source[0] != target[0]:
-            raise ValueError(f"the decoder has {target[0]} rows and the encoder {source[0]}; give both as many")
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "encoder_outputs": states}
+        read = {
+            "labels": labels,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_inputs_embeds": decoder_inputs_embeds,
+        }
+        check_batches(**given, **read)
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
         if takes_segment_ids(self.attention_impl):
             cross_mask = segment_ids(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
@@ -258,6 +265,7 @@ class EncoderDecoder(nn.Module):
     @ties.with_ties
     def logits(self, states: jax.Array) -> jax.Array:
         """float32 [..., padded_vocab_size], of the decoder's last states [..., hidden]."""
+        check_states("states", states, self.config.decoder.hidden_size)
         return self.decoder.logits(states)
 
     def _not_padding(self, ids: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
@@ -296,6 +304,8 @@ class EncoderDecoder(nn.Module):
 
     def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
         """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""
+        check_states("encoder_states", encoder_states, self.config.encoder.hidden_size)
+        check_batches(encoder_states=encoder_states, attention_mask=attention_mask)
         return self.empty_cache(self.source_keys_values(encoder_states), attention_mask, num_beams, length)
 
     def source_keys_values(self, encoder_states: jax.Array) -> tuple:
@@ -318,6 +328,9 @@ class EncoderDecoder(nn.Module):
         Args:
           tokens: int [batch, beams, count]. last: logits after the last token only.
         """
+        if np.ndim(tokens) != 3:
+            raise ValueError(f"tokens has shape {list(np.shape(tokens))}; give [batch, beams, count]")
+        check_batches(tokens=tokens, cache=cache.cross_mask)
         states, weights, cache = self.decoder.decode(tokens, cache)
         logits = self.decoder.logits(states[:, :, -1])[:, :, None] if last else self.decoder.logits(states)
         attention = None if weights is None else jnp.mean(weights.astype(jnp.float32), axis=1)

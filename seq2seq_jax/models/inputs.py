@@ -1,4 +1,4 @@
-"""What a forward pass is given: one that cannot be right is an error of one line, before it is NaN or a shape of XLA's.
+"""Checks of a forward pass's inputs: what cannot be right is an error of one line that names the argument.
 
 Shapes and kinds are checked always, values where they are known (not while tracing).
 """
@@ -43,6 +43,8 @@ def check_inputs(
         more = ", or encoder_outputs" if role == "encoder" else ""
         raise ValueError(f"the {role} is given nothing to read; give {prefix}input_ids or {prefix}inputs_embeds{more}")
     shape = shape_of(name, given)
+    if 0 in shape:
+        raise ValueError(f"{name} has shape {list(shape)}, which holds nothing; give at least one row of one token")
     if embeds is None:
         if len(shape) != 2:
             raise ValueError(f"{name} has shape {list(shape)}; give [batch, length]")
@@ -120,6 +122,33 @@ def check_positions(config: TransformerConfig, role: str, ids: Any, name: str) -
 def check_integers(name: str, ids: Any) -> None:
     """Ids that are no whole numbers are an error."""
     check_ids(name, ids, np.iinfo(np.int32).max, table="the whole numbers from 0", remedy="give those")
+
+
+def check_batches(**inputs: Any) -> None:
+    """Inputs of unequal batches are an error that names the first two of these; None counts for nothing."""
+    batches = {name: shape_of(name, value)[0] for name, value in inputs.items() if value is not None}
+    (first, size), *others = batches.items()
+    for name, other in others:
+        if other != size:
+            raise ValueError(f"{name} has a batch of {other} and {first} one of {size}; give both the same")
+
+
+def check_states(name: str, states: Any, hidden: int) -> None:
+    """States that are not [..., hidden] are an error."""
+    if np.ndim(states) == 0 or np.shape(states)[-1] != hidden:
+        raise ValueError(f"{name} has shape {list(np.shape(states))}; give [..., {hidden}]")
+
+
+def shape_of(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of an argument; lists whose rows differ in length, and texts, are an error that names it."""
+    try:
+        shape, kind = np.shape(value), "i" if hasattr(value, "dtype") else np.asarray(value).dtype.kind
+    except ValueError as error:
+        raise ValueError(f"{name} has rows of different lengths; pad them to one length, [batch, length]") from error
+    kind = value.dtype.kind if isinstance(value, np.ndarray) else kind
+    if kind not in "biufV":  # V: bfloat16
+        raise ValueError(f"{name} holds {str(np.asarray(value).flat[0])!r}; give numbers")
+    return shape
 
 
 def _check_shape(name: str, array: Any, shapes: tuple[tuple[int, ...], ...], rows: str) -> None:

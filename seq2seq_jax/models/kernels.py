@@ -1,4 +1,4 @@
-"""Attention by fused kernels, which hold no scores: cuDNN's on a GPU, splash attention on a TPU.
+"""Fused attention kernels, which never store the scores: cuDNN's on a GPU, splash attention on a TPU.
 
 What a kernel cannot do is an error that says so; nothing falls back.
 """
@@ -37,7 +37,7 @@ def takes_segment_ids(attention_impl: str) -> bool:
 
 
 def segment_ids(queries: tuple, keys: tuple, key_mask=None, query_packs=None, key_packs=None) -> SegmentIds:
-    """Those of arrays of the shapes `queries` and `keys`, of the tokens' mask and of packs (None: all is one pack)."""
+    """Numbers of queries and keys, whose shapes are given, from the keys' mask and from packs (None: one pack)."""
     numbers = lambda packs, shape: jnp.zeros(shape, jnp.int32) if packs is None else jnp.asarray(packs, jnp.int32)
     of_keys = numbers(key_packs, keys)
     if key_mask is not None:
@@ -64,8 +64,8 @@ def check_kernel(name: str, config: TransformerConfig, q: jax.Array, k: jax.Arra
             f"pad to multiples of {multiple} (a run's batch.length_multiple)",
         ),
     )
-    for found, what, remedy in faults:
-        if found:
+    for fault, what, remedy in faults:
+        if fault:
             raise ValueError(f"attention_impl {name!r} cannot do {what}: {remedy}, or give 'xla'")
 
 

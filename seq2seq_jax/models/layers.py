@@ -1,4 +1,4 @@
-"""What a transformer is made of: projections, norms, embeddings, the MLP, the language-model head."""
+"""The parts of a transformer: projections, norms, embeddings, the MLP, the language-model head."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def accumulate_float32(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
-    """product(x, y), linear in both, float32 whatever they are.
+    """product(x, y), linear in both arguments, with a float32 result.
 
-    What comes back to 16-bit numbers is rounded to theirs before it meets the other one, as under torch's autocast: a
-    product of float32 and bfloat16 would take twice as long, or more.
+    The cotangent of 16-bit arguments is rounded to 16 bits before it is multiplied, as under torch's autocast: a
+    product of float32 and bfloat16 takes twice as long, or more.
     """
     low = x.dtype == y.dtype and x.dtype.itemsize == 2
     return (_summed if low else _wide)(product, x, y)
@@ -91,13 +91,13 @@ _summed.defvjp(
 
 
 def residual_dtype(config: TransformerConfig, dtype: Dtype) -> Dtype:
-    """That of the stream between the layers, and of what the MLP adds to it."""
+    """The dtype of the residual stream, and of what the MLP adds to it."""
     wide = config.float16 == "float32_residual" and dtype == jnp.float16
     return jnp.float32 if wide else dtype
 
 
 def clamp_float16(x: jax.Array) -> jax.Array:
-    """x with float16's infinities brought back to what it holds (the clamp of T5Block and BartEncoderLayer)."""
+    """x with the infinities of float16 replaced by large finite values (the clamp of T5Block and BartEncoderLayer)."""
     if x.dtype != jnp.float16:
         return x
     most = jnp.finfo(jnp.float16).max - 1000
@@ -105,7 +105,7 @@ def clamp_float16(x: jax.Array) -> jax.Array:
 
 
 def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: TransformerConfig) -> jax.Array:
-    """How a new parameter begins, float32: torch's `_init_weights` of the three families.
+    """Draws a new parameter, float32, as torch's `_init_weights` do.
 
     Args:
       path: the parameter's path in its transformer; its last part (kernel, embedding, bias, scale) decides.
@@ -140,12 +140,12 @@ class TransformerModule(nn.Module):
             return initial_value(key, "/".join((*self.path, leaf)), shape, self.config).astype(self.param_dtype)
 
         value = self.param(leaf, nn.with_logical_partitioning(init, tuple(axes)))
-        # Said at the use, so that the gradient is split as its parameter is.
+        # The constraint stands at the use, so that the gradient is sharded like its parameter.
         return constrain(value, axes).astype(self.dtype)
 
 
 class Dropout(nn.Module):
-    """Entries set to 0 at a rate, the others scaled up (Srivastava et al. 2014); the rate counts in steps of 2**-16.
+    """Sets entries to 0 at a rate and scales up the others (Srivastava et al. 2014); rates are multiples of 2**-16.
 
     Two entries share a random word of 32 bits, and no float is made of it: on a CPU half of the time of flax's.
     """
@@ -161,8 +161,8 @@ class Dropout(nn.Module):
         bits = jax.random.bits(self.make_rng("dropout"), words, jnp.uint32)
         # Halves of words stand along the length, which no mesh splits.
         bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-2)[..., :length, :]
-        kept = checkpoint_name(bits >= round(self.rate * 2**16), "dropped")
-        return jnp.where(kept, x * (1.0 / (1.0 - self.rate)), 0.0)
+        keep = checkpoint_name(bits >= round(self.rate * 2**16), "dropped")
+        return jnp.where(keep, x * (1.0 / (1.0 - self.rate)), 0.0)
 
 
 class Projection(TransformerModule):
@@ -228,7 +228,7 @@ class EmbeddingTable(TransformerModule):
         self.embedding = self.weight("embedding", (self.rows, self.features), self.axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # The rows are looked up whole; a lookup of split rows would be gathered and split anew.
+        # Features are gathered before the look-up: XLA would gather and shard the result of a sharded look-up anew.
         table = constrain(self.embedding, (self.axes[0], None))
         rows = jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
         if self.padding_idx is None:

@@ -1,4 +1,4 @@
-"""Cross-entropy over target tokens: one home for what the model and the training step report."""
+"""Cross-entropy over target tokens, with label smoothing, z-loss and weights; whole or in tiles of the logits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def token_losses(
     if true is not None:
         logits = jnp.where(true, logits, -jnp.inf)
     counted = labels != IGNORED
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)  # [...]
     chosen = jnp.take_along_axis(logits, jnp.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
     loss = log_normaliser - chosen
     if label_smoothing:
@@ -132,7 +132,7 @@ def chunked_token_losses(
     """
     chunk, vocab_chunk = config.chunk, config.vocab_chunk
     rows, hidden = kernel.shape
-    # Each device cuts its own tokens: [chunks, parts, tokens], of which the mesh splits the parts.
+    # Each device cuts its own tokens into chunks: arrays are [chunks, parts, tokens], and the mesh splits the parts.
     mesh = current_mesh()
     vocab_parts = 1 if mesh is None else num_shards(fitting_spec((rows,), ("vocab",), mesh)[0], mesh)
     if vocab_chunk is not None and vocab_parts > 1:
@@ -145,19 +145,19 @@ def chunked_token_losses(
     def cut(x: jax.Array, fill: float, *width: int) -> jax.Array:
         x = constrain(x.reshape(parts, tokens, *width), ("batch", None, *(None for _ in width)))
         x = jnp.pad(x, ((0, 0), (0, count * each - tokens), *((0, 0) for _ in width)), constant_values=fill)
-        return jnp.moveaxis(x.reshape(parts, count, each, *width), 1, 0)
+        return jnp.moveaxis(x.reshape(parts, count, each, *width), 1, 0)  # [chunks, parts, tokens, ...]
 
     tiles = 1 if vocab_chunk is None else -(-rows // vocab_chunk)
     tile = -(-rows // tiles)
 
     def tiled(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, tiles * tile - rows), *((0, 0) for _ in x.shape[1:])))
-        return x.reshape(tiles, tile, *x.shape[1:])
+        return x.reshape(tiles, tile, *x.shape[1:])  # [tiles, rows, ...]
 
     settings = _Settings(vocab_size or rows, config.label_smoothing, config.z_loss, softcap)
     table = (tiled(kernel), None if bias is None else tiled(bias))
     losses = _tiled_losses(settings, cut(states, 0, hidden), *table, cut(labels, IGNORED))
-    losses = jnp.moveaxis(losses, 0, 1).reshape(parts, count * each)[:, :tokens]
+    losses = jnp.moveaxis(losses, 0, 1).reshape(parts, count * each)[:, :tokens]  # without the padding of the cut
     return losses.reshape(labels.shape)
 
 
@@ -200,7 +200,7 @@ def _forward(settings: _Settings, states, kernel, bias, labels) -> tuple[jax.Arr
         def add(sums, tile):
             top, total, chosen, logits_sum = sums
             logits, ids = _logits(settings, states, tile)
-            higher = jnp.maximum(top, jnp.max(logits, -1))
+            higher = jnp.maximum(top, jnp.max(logits, -1))  # [parts, tokens], as all of the sums
             total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), -1)
             chosen = chosen + jnp.sum(jnp.where(ids == labels[..., None], logits, 0.0), -1)
             if settings.label_smoothing:
@@ -238,7 +238,7 @@ def _backward(settings: _Settings, residuals: tuple, cotangents: jax.Array) -> t
             d = jnp.where(ids < settings.vocab_size, d, 0.0)
             product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
             low = d.astype(states.dtype)
-            # Summed for each part alone: over the devices once, not for each chunk.
+            # Each part has its own sum [parts, rows, hidden]: devices exchange it once, and not for each chunk.
             new = (product("ptv,pth->pvh", low, states), None if bias is None else jnp.sum(d, 1))
             return jax.tree.map(jnp.add, sums, new), product("ptv,vh->pth", low, tile[1])
 

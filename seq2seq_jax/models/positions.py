@@ -37,18 +37,18 @@ def rotate(x: jax.Array, rotation: Rotation, *, interleaved: bool) -> jax.Array:
 
 def relative_position_bucket(distance: jax.Array, settings: RelativeBias, *, causal: bool) -> jax.Array:
     """T5's bucket of key position - query position (transformers.T5Attention._relative_position_bucket)."""
-    buckets, found = settings.buckets, jnp.zeros_like(distance)
+    buckets, first = settings.buckets, jnp.zeros_like(distance)
     if causal:
         distance = jnp.maximum(-distance, 0)
     else:
         buckets //= 2
-        found = jnp.where(distance > 0, buckets, 0)
+        first = jnp.where(distance > 0, buckets, 0)
         distance = jnp.abs(distance)
     exact = buckets // 2
     # The logarithm of 0 is not used, but would be a warning.
     scale = (buckets - exact) / math.log(settings.max_distance / exact)
     far = exact + (jnp.log(jnp.maximum(distance, 1) / exact) * scale).astype(jnp.int32)
-    return found + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+    return first + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
 
 class RelativePositionBias(TransformerModule):

@@ -29,7 +29,7 @@ from seq2seq_jax.parallel.axes import constrain
 
 @struct.dataclass
 class LayerContext:
-    """What every layer reads beside its input.
+    """What all layers read besides their input.
 
     Attributes:
       self_masks: one for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
@@ -53,7 +53,7 @@ class LayerContext:
 
 @struct.dataclass
 class LayerOutput:
-    """What one layer shows on request: its input and its attention weights [batch, heads, length, keys]."""
+    """What a layer returns on request: its input and its attention weights [batch, heads, length, keys]."""
 
     hidden: jax.Array | None = None
     attention: jax.Array | None = None
@@ -61,7 +61,7 @@ class LayerOutput:
 
 
 class OutputFlags(NamedTuple):
-    """What a forward pass returns beside its result, and whether dropout acts. Static."""
+    """What a forward pass returns besides its result, and whether dropout acts (train). Static under jit."""
 
     train: bool = False
     attentions: bool = False
@@ -297,7 +297,7 @@ class Stack(TransformerModule):
         return x, layer_outputs
 
     def _shared(self, x: jax.Array, context: LayerContext, flags: OutputFlags) -> tuple[jax.Array, list[LayerOutput]]:
-        """Layers in a row that share their parameters are one scan over nothing but their number."""
+        """Consecutive layers that share their parameters are one scan."""
         layer_outputs: list[LayerOutput] = []
         for index, run in itertools.groupby(self.config.shared_layers):
             length = len(list(run))

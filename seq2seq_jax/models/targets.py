@@ -1,4 +1,4 @@
-"""Ids as a step takes them: decoder inputs of labels, also where rows hold several examples, and ids that are none."""
+"""Decoder inputs made of labels, also of packed rows, and the check of ids."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def wrap_tokens_right(labels: jax.Array, pad_token_id: int, pack_ids: jax.Array 
         last = jnp.sum(labels != pad_token_id, axis=1, keepdims=True) - 1
         return jnp.concatenate([jnp.take_along_axis(labels, last, axis=1), labels[:, :-1]], axis=1)
     begins, length = pack_begins(pack_ids), labels.shape[1]
+    # The column of the last token of each column's pack, [batch, length].
     ends = jnp.where(jnp.roll(begins, -1, axis=1), jnp.arange(length), length)
     last = jnp.take_along_axis(labels, jax.lax.cummin(ends, axis=1, reverse=True), axis=1)
     return jnp.where(begins, last, jnp.roll(labels, 1, axis=1))

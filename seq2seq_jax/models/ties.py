@@ -1,4 +1,4 @@
-"""Ties are data: a tied parameter is stored once, and an alias says where else it appears."""
+"""Tied parameters: each is stored once, and an alias says where else it is used."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def fill(params: Mapping[str, Any], ties: tuple[Alias, ...]) -> dict[str, Any]:
     flat = flatten_dict(params)
     for alias in ties:
         source, target = tuple(alias.source.split("/")), tuple(alias.target.split("/"))
-        found = _under(flat, source)
-        if not found:
+        subtree = _under(flat, source)
+        if not subtree:
             raise ValueError(
                 f"a tie reads {alias.source!r}, which is not among the parameters:"
                 f" {nearest(alias.source, {'/'.join(path) for path in flat})}"
             )
-        for rest, value in found.items():
+        for rest, value in subtree.items():
             if alias.layers is not None:  # through a box with logical axes, too
                 value = jax.tree.map(lambda rows, layers=slice(*alias.layers): rows[layers], value)
             flat.setdefault(target + rest, value)

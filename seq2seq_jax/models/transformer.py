@@ -1,4 +1,4 @@
-"""One transformer: embeddings, layers, final norm, head. Encoder or decoder by its config alone."""
+"""One transformer: embeddings, layers, final norm, head. Its config makes it an encoder or a decoder."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Transformer(TransformerModule):
             return count_positions(mask, pack_ids)
         if pack_ids is None:
             return jnp.arange(length)[None]
-        # A tail may be longer than there are positions: all of it has the first.
+        # Padding at the end of a row may be longer than the table of positions; all of it has position 0.
         return jnp.maximum(count_positions(pack_ids > 0, pack_ids), 0)
 
     def _context(self, positions: jax.Array, queries: jax.Array, keys: jax.Array, masks: tuple, **more) -> LayerContext:
@@ -206,5 +206,5 @@ def _concatenate_masks(own: jax.Array | None, cross: jax.Array | None, shape: tu
 
 
 def combine_masks(a: jax.Array | None, b: jax.Array) -> jax.Array:
-    """Both masks."""
+    """What both masks let through."""
     return b if a is None else a & b

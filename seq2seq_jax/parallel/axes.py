@@ -1,4 +1,4 @@
-"""The table that says where a named axis lives on a mesh: one place for parameters and activations alike."""
+"""Logical axis rules: how a mesh splits the named axes of parameters and activations."""
 
 from __future__ import annotations
 
@@ -43,21 +43,20 @@ def partition_spec(axes: Sequence[str | None], mesh) -> PartitionSpec:
 
 
 def current_mesh():
-    """The mesh of `jax.set_mesh`, or None: there is none, or the code runs on each of its devices by itself."""
+    """The mesh of `jax.set_mesh`; None where there is none, and inside shard_map and pmap."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
     return None if mesh.empty or manual else mesh
 
 
 def fitting_spec(shape: Sequence[int], axes: Sequence[str | None], mesh) -> PartitionSpec:
-    """`partition_spec` for an array; a dimension that its mesh axes do not divide (a last small batch) stays whole."""
+    """`partition_spec` for an array; a dimension that its mesh axes do not divide (a last small batch) is not split."""
     spec = partition_spec(axes, mesh)
     return PartitionSpec(*(entry if size % num_shards(entry, mesh) == 0 else None for size, entry in zip(shape, spec)))
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Asks the compiler to keep `x` split by the table, as far as that fits, under `jax.set_mesh`; elsewhere returns
-    `x`."""
+    """`x` with a sharding constraint by the logical axis rules under `jax.set_mesh`; without a mesh `x` itself."""
     mesh = current_mesh()
     if mesh is None:
         return x

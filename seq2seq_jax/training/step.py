@@ -1,4 +1,4 @@
-"""One training step: a pure function of state and batch. Where it runs is decided around it."""
+"""One training step: a pure function of state and batch."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
     """[batch, ...] as [parts, batch / parts, ...]; every parts-th row, so that rows stay on their devices."""
     if x.shape[0] % parts:
         raise ValueError(f"a batch of {x.shape[0]} does not divide into {parts} parts; change batch.accumulation")
-    split = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    split = jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)  # [parts, batch / parts, ...]
     return constrain(split, (None, "batch", *(None,) * (x.ndim - 1)))
 
 

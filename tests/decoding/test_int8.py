@@ -33,9 +33,9 @@ def test_a_product_of_whole_numbers_is_exact():
     kernel[:, 0] = x[:, 0] = 127  # so that a scale is 1
     values, scale = quantise(jnp.asarray(kernel, jnp.float32), (1,))
     np.testing.assert_array_equal(values, kernel)
-    for first, product in ((True, kernel @ x.T), (False, x @ kernel.T)):
-        y = int8_product(values, scale, jnp.asarray(x, jnp.float32), outputs_first=first)
-        np.testing.assert_allclose(y, product, rtol=1e-6)
+    for few_tokens in (True, False):
+        y = int8_product(values, scale, jnp.asarray(x, jnp.float32), few_tokens=few_tokens)
+        np.testing.assert_allclose(y, x @ kernel.T, rtol=1e-6)
     zeros, none = quantise(jnp.zeros((2, 3)), (1,))
     assert not zeros.any() and not none.any()
 

@@ -47,7 +47,25 @@ BAD = {
     "decoder mask": ({"decoder_attention_mask": IDS[:1] > 0}, r"decoder_attention_mask has shape \[1, 4\]"),
     "types": ({"token_type_ids": IDS[:1] * 0}, r"token_type_ids has shape \[1, 4\] and input_ids \[2, 4\]; give"),
     "labels": ({"labels": IDS[:, :3]}, r"labels has shape \[2, 3\]; give it \[2, 4\]"),
-    "rows": ({"decoder_input_ids": IDS[:1]}, "the decoder has 1 rows and the encoder 2"),
+    "batch": ({"decoder_input_ids": IDS[:1]}, "decoder_input_ids has a batch of 1 and input_ids one of 2"),
+    "labels' batch": (
+        {"decoder_input_ids": None, "labels": IDS[:1]}, "labels has a batch of 1 and input_ids one of 2",
+    ),
+    "states' batch": (
+        {"input_ids": None, "encoder_outputs": np.zeros((3, 4, 12))},
+        "decoder_input_ids has a batch of 2 and encoder_outputs one of 3",
+    ),
+    "flat mask": ({"attention_mask": IDS[0] > 0}, r"attention_mask has shape \[4\] and input_ids \[2, 4\]; give"),
+    "deep mask": ({"attention_mask": IDS[:, None, None] > 0}, r"attention_mask has shape \[2, 1, 1, 4\] and input_ids"),
+    "flat decoder ids": ({"decoder_input_ids": IDS[0]}, r"decoder_input_ids has shape \[4\]; give \[batch, length\]"),
+    "flat labels": ({"labels": IDS[0]}, r"labels has shape \[4\]; give it \[2, 4\]"),
+    "types' batch": ({"token_type_ids": np.zeros((3, 4), int)}, r"token_type_ids has shape \[3, 4\] and input_ids"),
+    "ragged ids": ({"input_ids": [[3, 4], [5]]}, "input_ids has rows of different lengths; pad them to one length"),
+    "ragged mask": ({"attention_mask": [[1, 1], [1]]}, "attention_mask has rows of different lengths; pad"),
+    "ragged labels": ({"labels": [[3, 4], [5]]}, "labels has rows of different lengths; pad"),
+    "texts": ({"input_ids": ["a b", "c d"]}, "input_ids holds 'a b'; give numbers"),
+    "a mask of texts": ({"attention_mask": np.full((2, 4), "1")}, "attention_mask holds '1'; give numbers"),
+    "nothing": ({"input_ids": IDS[:, :0]}, r"input_ids has shape \[2, 0\], which holds nothing"),
     "neither": ({"input_ids": None}, "nothing to read; give input_ids or inputs_embeds, or encoder_outputs"),
     "both": ({"inputs_embeds": np.zeros((2, 4, 12))}, "input_ids and inputs_embeds are both given"),
     "decoder's both": ({"decoder_inputs_embeds": np.zeros((2, 4, 12))}, "decoder_input_ids and decoder_inputs_embeds"),
@@ -63,6 +81,28 @@ def test_wrong_inputs(pair, name):
     inputs, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         apply(pair, **inputs)
+
+
+WRONG_STATES = np.zeros((2, 4, 5), np.float32)
+STATES = np.zeros((2, 4, 12), np.float32)
+
+
+@pytest.mark.parametrize(
+    "method, arguments, message",
+    [
+        ("logits", (WRONG_STATES,), r"states has shape \[2, 4, 5\]; give \[\.\.\., 12\]"),
+        ("init_cache", (WRONG_STATES, IDS > 0, 1, 4), r"encoder_states has shape \[2, 4, 5\]; give"),
+        ("init_cache", (STATES, IDS[:1] > 0, 1, 4), "attention_mask has a batch of 1 and encoder_states one of 2"),
+        ("decode_step", (IDS,), r"tokens has shape \[2, 4\]; give \[batch, beams, count\]"),
+        ("decode_step", (IDS[:1, None],), "cache has a batch of 2 and tokens one of 1"),
+    ],
+)
+def test_wrong_inputs_of_a_method(pair, method, arguments, message):
+    model, variables = pair.model.for_decoding(), {"params": pair.model.decoding_params(pair.params)}
+    if method == "decode_step":
+        arguments = (*arguments, model.apply(variables, STATES, IDS > 0, 1, 4, method="init_cache"))
+    with pytest.raises(ValueError, match=message):
+        model.apply(variables, *arguments, method=method)
 
 
 def test_wrong_inputs_of_generate_and_score(pair):
