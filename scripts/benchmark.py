@@ -14,10 +14,14 @@ small-120k, too, which are their vocabularies). The others' environments are mad
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 from absl import app, flags
+
+# `tools` is in no wheel: it stands beside this script's folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("layers", 12, "load: layers of each side; 12 make a checkpoint of 1 GB.")
@@ -49,8 +53,8 @@ flags.DEFINE_string("output", None, "decode, train: a file for the figures as JS
 def load() -> None:
     if FLAGS.devices > 1:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={FLAGS.devices}"
-    from seq2seq_jax.lab.loading import measure_load, write_random_checkpoint
     from seq2seq_jax.parallel.mesh import make_mesh
+    from tools.benchmarks.loading import measure_load, write_random_checkpoint
 
     with tempfile.TemporaryDirectory() as directory:
         child = os.fork()  # so that what writing takes does not count
@@ -70,28 +74,28 @@ def load() -> None:
 
 def _options():
     from seq2seq_jax.config import parse_settings
-    from seq2seq_jax.lab.side_by_side import Options
+    from tools.benchmarks.side_by_side import Options
 
     given = {name: FLAGS[name].value for name in ("device", "repeats", "turn", "environments", "in_place", "data")}
     return Options(**given, config=parse_settings(FLAGS.set))
 
 
 def decode() -> None:
-    from seq2seq_jax.lab import decoding
+    from tools.benchmarks import decoding
 
     options = _options()
     report("decode", decoding, decoding.parse_rows(FLAGS.rows, options.device, FLAGS.pair), options)
 
 
 def train() -> None:
-    from seq2seq_jax.lab import training
+    from tools.benchmarks import training
 
     options = _options()
     report("train", training, training.parse_rows(FLAGS.rows, options.device), options)
 
 
 def batches() -> None:
-    from seq2seq_jax.lab import batches
+    from tools.benchmarks import batches
 
     results = []
     with open(FLAGS.output or os.devnull, "w", encoding="utf-8") as file:
@@ -103,9 +107,9 @@ def batches() -> None:
 
 
 def report(work, subject, rows, options) -> None:
-    """Measures rows of lab.decoding or lab.training; prints their table."""
-    from seq2seq_jax.lab.peers.systems import parse_systems
-    from seq2seq_jax.lab.side_by_side import machine
+    """Measures rows of tools.benchmarks.decoding or .training; prints their table."""
+    from tools.benchmarks.peers.systems import parse_systems
+    from tools.benchmarks.side_by_side import machine
 
     systems, results = parse_systems(FLAGS.systems, options.device, work), []
     with open(FLAGS.output or os.devnull, "w", encoding="utf-8") as file:

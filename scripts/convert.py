@@ -39,7 +39,7 @@ def find_tokenizer(path: str, side: str) -> Tokenizer | None:
 
     try:
         return s2s.load_tokenizer(path, side=side)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"no {side} tokenizer is written: {error}")
         return None
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
     import seq2seq_jax as s2s
     from seq2seq_jax.config import parse_settings
-    from seq2seq_jax.data.text import TARGET_FOLDER
+    from seq2seq_jax.text.tokenizer import TARGET_FOLDER
     from seq2seq_jax.weights.files import local_directory
 
     if FLAGS.input is not None:

@@ -14,10 +14,14 @@ bfloat16); the search in float32, as the run's evaluation and scripts/generate.p
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import config_flag
 from absl import app, flags
+
+# `tools` is in no wheel: it stands beside this script's folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CONFIG = config_flag.define()
 TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, CHIP:AxB or CHIP:AxBxC: v5e:16x16, v5p:4x4x4 ...")
@@ -68,9 +72,9 @@ def main(argv):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
 
     from seq2seq_jax.config import TrainConfig, from_mapping
-    from seq2seq_jax.lab import dryrun_chips as chips
-    from seq2seq_jax.lab.dryrun_report import report, table
-    from seq2seq_jax.lab.dryrun_search import search, search_json, search_table
+    from tools.dryrun import chips
+    from tools.dryrun.mesh_search import search, search_json, search_table
+    from tools.dryrun.report import report, table
 
     if TOPOLOGY.value is None:
         chip, devices = chips.chip_named(CHIP.value or "v5e"), chips.cpu_devices(DEVICES.value)

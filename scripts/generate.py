@@ -172,8 +172,8 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from seq2seq_jax.data.text_files import KINDS, kind_of, text_lines
     from seq2seq_jax.inference.lines import Lines
+    from seq2seq_jax.text.files import KINDS, kind_of, text_lines
 
     file = FLAGS.input if FLAGS.input != "-" and not FLAGS.text else None
     has_fields = file is not None and kind_of(file) in KINDS

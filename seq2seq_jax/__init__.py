@@ -10,7 +10,6 @@ from seq2seq_jax.config import (
     LayerSettings,
     TransformerConfig,
 )
-from seq2seq_jax.data.text import Tokenizer, load_tokenizer
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import GenerateOutput, generate
 from seq2seq_jax.decoding.scoring import ScoreOutput, cross_attentions, score, transition_scores
@@ -27,6 +26,7 @@ from seq2seq_jax.pretrained.pair import (
 )
 from seq2seq_jax.pretrained.resize import resize_token_embeddings
 from seq2seq_jax.pretrained.saving import save_decoder, save_encoder, save_orbax, save_pretrained
+from seq2seq_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "Alias",

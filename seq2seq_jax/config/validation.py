@@ -26,6 +26,11 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_counts(config: Any, where: str, names: Iterable[str], low: int = 1) -> None:
     """A ValueError, unless each of the fields `names` is a whole number from `low` up, or None."""
     for name in names:

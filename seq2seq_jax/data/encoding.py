@@ -11,8 +11,9 @@ import datasets
 import numpy as np
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data import long_text, text
-from seq2seq_jax.data.text import Tokenizer
+from seq2seq_jax.text import long_texts
+from seq2seq_jax.text import tokenizer as tokenizer_module
+from seq2seq_jax.text.tokenizer import Tokenizer, as_tokenizer
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,14 @@ def encode_pairs(
     tokenizer's [CLS] or <s> must not stand in them too.
 
     Args:
+      source_tokenizer, target_tokenizer: or fast tokenizers of transformers.
       name: of the data, for messages.
 
     Raises:
       ValueError: if the target tokenizer has no end token, or no example is left.
     """
+    source_tokenizer = as_tokenizer(source_tokenizer, "source_tokenizer")
+    target_tokenizer = as_tokenizer(target_tokenizer, "target_tokenizer")
     end = target_tokenizer.end_id
     if end is None:
         raise ValueError("the target tokenizer has no sep or eos token, so targets would have no end; name one in its"
@@ -125,7 +129,7 @@ def encode_pairs(
     )
     table = rows.with_format("arrow")[:]
     source_tokens, target_tokens = (table.column(c).to_numpy() for c in ("source_tokens", "target_tokens"))
-    special = len(source_tokenizer.encode([""])[0])
+    special = len(source_tokenizer.encode_batch([""])[0])
     long_source, long_target = source_tokens + special > longest_source, target_tokens + 1 > longest_target
     short = (source_tokens < settings.min_source_length) | (target_tokens < settings.min_target_length)
     long = (long_source | long_target) & ~short & (settings.long_examples == "drop")
@@ -164,7 +168,10 @@ def _key(pairs: datasets.Dataset, source: Tokenizer, target: Tokenizer, settings
     parts = [pairs._fingerprint, *(f"{name}={getattr(settings, name)!r}" for name in wanted)]
     for tokenizer in (source, target):
         parts += [tokenizer.backend.to_str(), tokenizer.truncation_side, json.dumps(tokenizer.end_id)]
-    parts += [Path(module).read_text(encoding="utf-8") for module in (__file__, text.__file__, long_text.__file__)]
+    parts += [
+        Path(module).read_text(encoding="utf-8")
+        for module in (__file__, tokenizer_module.__file__, long_texts.__file__)
+    ]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -13,8 +13,9 @@ import datasets
 import pyarrow as pa
 
 from seq2seq_jax.config import nearest
-from seq2seq_jax.data import text_files
-from seq2seq_jax.data.text_files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of, read_records
+from seq2seq_jax.config.validation import first_line
+from seq2seq_jax.text import files as text_files
+from seq2seq_jax.text.files import KINDS, NAMED_KINDS, OPENERS, Record, kind_of, read_records
 
 SHIPPED = {f"debian-synopsis:{split}": f"synopsis.{split}.jsonl.xz" for split in ("train", "validation")}
 REMEDY = "set data.source_field and data.target_field, or mend the data"
@@ -32,7 +33,7 @@ def load_pairs(
 
     Args:
       name: a .jsonl, .csv, .tsv or .parquet file (all but Parquet also as .gz, .bz2, .xz or .zst; see
-        `data.text_files`); a shipped set ("debian-synopsis:train", "debian-synopsis:validation"); a directory or hub id
+        `text.files`); a shipped set ("debian-synopsis:train", "debian-synopsis:validation"); a directory or hub id
         with a split ("owner/name:train").
       source_field, target_field: the columns; within objects as "translation.de".
       subset: which configuration of a hub data set.
@@ -102,7 +103,7 @@ def _read_split(name: str, subset: str | None, fields: tuple[str, str]) -> datas
         dataset = datasets.load_dataset(repository, subset, split=split) if files is None else None
     except Exception as error:  # network, hub and builders raise many kinds
         raise FileNotFoundError(
-            f"the split {split!r} of a data set {repository!r} cannot be loaded ({text_files.reason_of(error)}); give a"
+            f"the split {split!r} of a data set {repository!r} cannot be loaded ({first_line(error)}); give a"
             f" directory or hub id with one of its splits, or a shipped set: {nearest(name, SHIPPED)}"
         ) from error
     return _select(dataset, name, fields) if files is None else _read_files(files, fields)

@@ -27,7 +27,7 @@ from seq2seq_jax.decoding.processor_list import automata_of, criteria_of, limits
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.inputs import check_encoder
-from seq2seq_jax.models.targets import check_ids
+from seq2seq_jax.models.targets import check_ids, shape_of
 from seq2seq_jax.models.transformer import check_length
 
 
@@ -106,7 +106,8 @@ def generate(
         the ids that may follow. It is asked on the host for every hypothesis at every step, which is slow: a
         TokenTrie in its place is compiled, as `allowed` is. It must depend on its arguments only, and the mesh be one
         process's.
-      tokenizer: of the target; needed with stop_strings and no_repeat_word_ngram_size.
+      tokenizer: of the target, ours or a fast one of transformers; needed with stop_strings and
+        no_repeat_word_ngram_size.
       callback: is given the sequences so far, int32 [batch, n, capacity], and how many of their tokens count, every few
         tokens (greedy search and sampling).
       compact: rows that are done leave the batch; for corpora, since more shapes are compiled.
@@ -308,8 +309,8 @@ def _source(
     config: EncoderDecoderConfig, settings: GenerationConfig, ids: Any, mask: Any, outputs: Any, **more: Any
 ) -> tuple[Source, dict[str, Any]]:
     """What the rows decode, and what the encoder takes beside ids and mask: `more`, or its outputs."""
-    if ids is not None and (np.ndim(ids) != 2 or np.size(ids) == 0):
-        raise ValueError(f"input_ids has shape {list(np.shape(ids))}; give [batch, source] with at least one token")
+    if ids is not None and (len(shape := shape_of("input_ids", ids)) != 2 or 0 in shape):
+        raise ValueError(f"input_ids has shape {list(shape)}; give [batch, source] with at least one token")
     arguments = {"embeds" if name == "inputs_embeds" else name: array for name, array in more.items()}
     (batch, length), states = check_encoder(config.encoder, outputs, ids=ids, attention_mask=mask, **arguments)
     if ids is None:
@@ -320,7 +321,8 @@ def _source(
     ids = None if ids is None else np.asarray(ids).astype(np.int32)
     more |= {"encoder_outputs": states}
     source = Source(ids, mask, np.arange(batch, dtype=np.int32))
-    return source, {name: array for name, array in more.items() if array is not None}
+    arrays = {name: a if isinstance(a, jax.Array) else np.asarray(a) for name, a in more.items() if a is not None}
+    return source, arrays
 
 
 def _prompt(given: Any, mask: Any, batch: int, start: int, pad: int, config: EncoderDecoderConfig) -> tuple:
@@ -330,11 +332,12 @@ def _prompt(given: Any, mask: Any, batch: int, start: int, pad: int, config: Enc
         if mask is not None:
             raise ValueError("decoder_attention_mask says where decoder_input_ids have tokens; give these too")
         return np.full((batch, 1), start, np.int32), None
+    shape_of("decoder_input_ids", given)
     given = np.asarray(given)
     if given.ndim != 2 or given.shape[0] != batch or given.shape[1] == 0:
         raise ValueError(f"decoder_input_ids has shape {list(given.shape)}; give [{batch}, p] with at least one token")
     check_ids("decoder_input_ids", given, config.decoder.vocab_size)
-    if mask is not None and not np.all(mask):
+    if mask is not None and shape_of("decoder_attention_mask", mask) and not np.all(mask):
         mask = np.asarray(mask)
         if mask.shape != given.shape:
             raise ValueError(
@@ -364,7 +367,7 @@ def _lengths(settings: GenerationConfig, prompt: int, source: int, config) -> tu
     if source > config.encoder.max_positions:
         raise ValueError(
             f"the source has {source} tokens and the encoder {config.encoder.max_positions} positions; cut it"
-            " (encode(..., max_length=...)), or load with encoder_max_position_embeddings"
+            " (tokenizer(texts, max_length=...)), or load with encoder_max_position_embeddings"
         )
     if settings.max_new_tokens is not None:
         longest = prompt + settings.max_new_tokens

@@ -15,7 +15,7 @@ from flax import struct
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.inputs import check_side
 from seq2seq_jax.models.losses import IGNORED, token_losses
-from seq2seq_jax.models.targets import check_ids
+from seq2seq_jax.models.targets import check_ids, shape_of
 
 # Sequences of like length share a compilation.
 BUCKET = 32
@@ -173,7 +173,7 @@ def _cross_attentions(model: EncoderDecoder, params: Any, inputs: dict[str, Any]
 
 def _inputs(model: EncoderDecoder, input_ids, attention_mask, token_type_ids, targets, name: str) -> dict[str, Any]:
     """The encoder's inputs, each row as often as it has targets."""
-    source, shape = np.shape(input_ids), np.shape(targets)
+    source, shape = shape_of("input_ids", input_ids), shape_of(name, targets)
     if len(source) != 2 or len(shape) != 2 or not shape[0] or shape[0] % max(source[0], 1):
         raise ValueError(
             f"input_ids has shape {list(source)} and {name} {list(shape)}; give [batch, source] and [batch * n, target]"

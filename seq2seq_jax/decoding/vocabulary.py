@@ -15,11 +15,12 @@ _cache: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def once(tokenizer: Any, what: Any, make: Callable[[], Any]) -> Any:
-    """`make()`, called once for a tokenizer and a name of the thing; kept while the tokenizer lives."""
+    """`make()`, called once for a tokenizer, its size and a name of the thing; kept while the tokenizer lives."""
+    key = what, backend_of(tokenizer).get_vocab_size()  # transformers' tokenizers can grow
     made = _cache.setdefault(tokenizer, {})
-    if what not in made:
-        made[what] = make()
-    return made[what]
+    if key not in made:
+        made[key] = make()
+    return made[key]
 
 
 def token_texts(tokenizer: Any) -> list[bytes]:
@@ -29,9 +30,22 @@ def token_texts(tokenizer: Any) -> list[bytes]:
     no tokens have none. As torch's StopStringCriteria.clean_tokenizer_vocab.
 
     Args:
-      tokenizer: has a `backend`, a tokenizers.Tokenizer.
+      tokenizer: see `backend_of`.
     """
-    return once(tokenizer, "texts", lambda: _texts(tokenizer.backend))
+    return once(tokenizer, "texts", lambda: _texts(backend_of(tokenizer)))
+
+
+def backend_of(tokenizer: Any) -> Any:
+    """The tokenizers.Tokenizer of a `Tokenizer` (`backend`) or of a fast tokenizer of transformers."""
+    if getattr(tokenizer, "is_fast", False):
+        return tokenizer.backend_tokenizer
+    backend = getattr(tokenizer, "backend", None)
+    if not hasattr(backend, "get_vocab"):
+        raise ValueError(
+            f"tokenizer is a {type(tokenizer).__name__}; give what load_tokenizer returns, or a fast tokenizer of"
+            " transformers"
+        )
+    return backend
 
 
 def _texts(backend: Any) -> list[bytes]:
@@ -95,7 +109,7 @@ def word_pieces(tokenizer: Any) -> tuple[list[bytes], np.ndarray]:
     WordPiece: all but pieces with the prefix (##) start one. Otherwise: what begins with a blank, and special tokens,
     which hold no text, do.
     """
-    backend = tokenizer.backend
+    backend = backend_of(tokenizer)
     if type(backend.model).__name__ == "WordPiece":
         prefix, texts = backend.model.continuing_subword_prefix, [b""] * len(token_texts(tokenizer))
         starts = np.ones(len(texts), bool)

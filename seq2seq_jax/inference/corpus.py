@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from seq2seq_jax.config import EncoderDecoderConfig, GenerationConfig
-from seq2seq_jax.data.text import Tokenizer, Tokenizers, pad
 from seq2seq_jax.decoding.scoring import transition_scores, written
 from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.parallel.progress import ProgressBar, progress_bar
 from seq2seq_jax.pretrained.pair import Pretrained
+from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers, pad
 
 # The narrowest batch. Wider ones are 3/2, 2, 3, 4, 6, 8 ... times as wide: few shapes, few compilations.
 NARROWEST = 32
@@ -168,7 +168,7 @@ def encode_sources(
 ) -> list[list[int]]:
     """Ids of texts, cut to max_source_length and to what the encoder's positions hold."""
     most = pretrained.config.encoder.max_positions
-    return tokenizers.source.encode(list(texts), max_length=min(max_source_length or most, most))
+    return tokenizers.source.encode_batch(list(texts), max_length=min(max_source_length or most, most))
 
 
 def decode_rows(

@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seq2seq_jax.data.encoding import EncodedPairs
-from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.evaluation.metrics import measure
 from seq2seq_jax.inference.corpus import decode_ids
 from seq2seq_jax.pretrained.pair import Pretrained
+from seq2seq_jax.text.tokenizer import Tokenizers
 
 
 class Sample(NamedTuple):

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.inference.corpus import Decoded, decode_rows, encode_sources
 from seq2seq_jax.inference.lines import one_line
 from seq2seq_jax.inference.mbr import minimum_bayes_risk, named_utility
 from seq2seq_jax.pretrained.pair import Pretrained
+from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seq2seq_jax.data.text_files import Place, Record, is_compressed, kind_of, read_records
+from seq2seq_jax.text.files import Place, Record, is_compressed, kind_of, read_records
 
 
 @dataclass
@@ -22,7 +22,7 @@ class _Cursor:
 
 @dataclass(frozen=True)
 class Lines:
-    """The texts of a file as `data.text_files` reads it: one a line, or those under `field` of its records.
+    """The texts of a file as `text.files` reads it: one a line, or those under `field` of its records.
 
     Line n of a .txt or .jsonl file is output n: a blank line is an empty text in the one, and in the other an error,
     but at the end, where it does not count. Of CSV, TSV and Parquet it is record n, whatever its lines; blank lines of

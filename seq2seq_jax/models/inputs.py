@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seq2seq_jax.config import TransformerConfig
-from seq2seq_jax.models.targets import check_ids
+from seq2seq_jax.models.targets import check_ids, shape_of
 
 
 def check_side(
@@ -42,7 +42,7 @@ def check_side(
     if given is None:
         more = ", or encoder_outputs" if role == "encoder" else ""
         raise ValueError(f"the {role} is given nothing to read; give {prefix}input_ids or {prefix}inputs_embeds{more}")
-    shape = np.shape(given)
+    shape = shape_of(name, given)
     if embeds is None:
         if len(shape) != 2:
             raise ValueError(f"{name} has shape {list(shape)}; give [batch, length]")
@@ -123,8 +123,8 @@ def check_whole(name: str, ids: Any) -> None:
 
 
 def _check_shape(name: str, array: Any, shapes: tuple[tuple[int, ...], ...], rows: str) -> None:
-    if array is not None and np.shape(array) not in shapes:
-        raise ValueError(f"{name} has shape {list(np.shape(array))} and {rows}; give it {list(shapes[0])}")
+    if array is not None and (shape := shape_of(name, array)) not in shapes:
+        raise ValueError(f"{name} has shape {list(shape)} and {rows}; give it {list(shapes[0])}")
 
 
 def last_hidden_state(encoder_outputs: Any, config: TransformerConfig) -> jax.Array | np.ndarray:

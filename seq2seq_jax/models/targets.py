@@ -59,6 +59,21 @@ def wrap_tokens_right(labels: jax.Array, pad_token_id: int, pack_ids: jax.Array 
     return jnp.where(begins, last, jnp.roll(labels, 1, axis=1))
 
 
+def shape_of(name: str, array: Any) -> tuple[int, ...]:
+    """The shape of an argument, given as an array or as nested lists.
+
+    Raises:
+      ValueError: for lists of different lengths.
+    """
+    if isinstance(array, (list, tuple)):
+        lengths = {len(row) if isinstance(row, (list, tuple)) or np.ndim(row) else 1 for row in array}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{name} is a ragged list, with rows of {min(lengths)} to {max(lengths)}; pad it: tokenizer(texts)"
+            )
+    return np.shape(array)
+
+
 TOKENIZER = "use the tokenizer that belongs to the checkpoint, or resize_token_embeddings"
 
 
@@ -79,6 +94,7 @@ def check_ids(
     """
     if ids is None:
         return
+    shape_of(name, ids)
     ids = ids if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
     if ids.size and not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {ids.dtype}; give whole numbers")

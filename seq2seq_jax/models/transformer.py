@@ -113,6 +113,8 @@ class Transformer(Part):
         """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens, `embeds`
         [batch, length, embedding_size] stand in for the rows of ids, which are None then."""
         shape = (ids if embeds is None else embeds).shape[:2]
+        given = mask, position_ids, token_type_ids, pack_ids  # lists and torch's tensors too
+        mask, position_ids, token_type_ids, pack_ids = (None if a is None else jnp.asarray(a) for a in given)
         c, index = self.config, jnp.arange(shape[1])
         positions = self._positions(ids, shape[1], mask, position_ids, pack_ids)
         x = self.embeddings(ids, positions, token_type_ids, embeds=embeds, train=show.train)

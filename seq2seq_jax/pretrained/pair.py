@@ -22,6 +22,7 @@ from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.pretrained import orbax
 from seq2seq_jax.pretrained.saving import ASIDE, EXTRAS
+from seq2seq_jax.text.tokenizer_files import plain_strings
 from seq2seq_jax.weights import hf_config, initialization
 from seq2seq_jax.weights.files import Checkpoint, local_directory, read_json
 from seq2seq_jax.weights.gguf_files import find_gguf, open_checkpoint, read_config
@@ -29,7 +30,6 @@ from seq2seq_jax.weights.loading import Loader, Side
 from seq2seq_jax.weights.report import Report
 from seq2seq_jax.weights.soundness import check_not_quantised
 from seq2seq_jax.weights.state_dicts import rooted
-from seq2seq_jax.weights.tokenizer_files import plain_strings
 
 
 @dataclass(frozen=True)

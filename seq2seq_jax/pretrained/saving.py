@@ -16,6 +16,7 @@ from seq2seq_jax.families import registry
 from seq2seq_jax.models.layers import Dtype
 from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.pretrained import orbax
+from seq2seq_jax.text.tokenizer import TARGET_FOLDER, check_tokenizer, save_tokenizer
 from seq2seq_jax.weights import hf_config
 from seq2seq_jax.weights.files import write_json, write_safetensors
 from seq2seq_jax.weights.loading import export_pieces, torch_tensors
@@ -41,8 +42,10 @@ def save_pretrained(
     Args:
       dtype: of the tensors; None: each as in its source (new ones as most of them, float32 if all are new).
       max_shard_size: bytes, or "5GB"; larger checkpoints are split, with an index.
-      tokenizer, target_tokenizer: `Tokenizer`s to write beside (the target's in `target_tokenizer/`).
+      tokenizer, target_tokenizer: `Tokenizer`s or fast tokenizers of transformers to write beside (the target's in
+        `target_tokenizer/`).
     """
+    _check_tokenizers(tokenizer, target_tokenizer)
     directory = Path(path)
     _write_tensors(directory, _tensors(pretrained, dtype), max_shard_size)
     if is_first():
@@ -65,6 +68,7 @@ def save_decoder(
     Raises:
       ValueError: if torch has no such class: half of a sequence-to-sequence model, or the decoder of T5 or T5Gemma 2.
     """
+    _check_tokenizers(tokenizer)
     side = pretrained.config.decoder
     family = registry.FAMILIES[side.family]
     if not pretrained.config.is_pair or family.head_by_file or side.merged_attention:
@@ -99,6 +103,7 @@ def save_encoder(
     Raises:
       ValueError: for the half of a sequence-to-sequence model that is no model of its own, such as BART's.
     """
+    _check_tokenizers(tokenizer)
     side = pretrained.config.encoder
     family = registry.FAMILIES[side.family]
     config = {**registry.to_hf(side, "encoder"), **hf_config.SIDE_FLAGS["encoder"]}
@@ -141,8 +146,7 @@ def _save_side(
     _write_tensors(directory, ((name, array) for name, array in named if name is not None), max_shard_size)
     if is_first():
         write_json(directory / "config.json", config)
-        if tokenizer is not None:
-            tokenizer.save(directory)
+        save_tokenizer(tokenizer, directory)
 
 
 def _tensors(pretrained: Pretrained, dtype: Dtype | None) -> Iterator[tuple[str, np.ndarray]]:
@@ -169,6 +173,7 @@ def save_orbax(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
     """Writes an Orbax / TensorStore directory that `from_pretrained` loads: sharded in, sharded out, no torch names."""
+    _check_tokenizers(tokenizer, target_tokenizer)
     pretrained.check_stored("is not written")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
@@ -180,6 +185,7 @@ def save_frame(
     path: str | os.PathLike, pretrained: Pretrained, *, tokenizer: Any = None, target_tokenizer: Any = None
 ) -> None:
     """Writes all of `save_orbax` but the parameters."""
+    _check_tokenizers(tokenizer, target_tokenizer)
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     if is_first():
@@ -190,6 +196,12 @@ def save_frame(
     barrier("save_frame")
 
 
+def _check_tokenizers(tokenizer: Any, target_tokenizer: Any = None) -> None:
+    """Before anything is written."""
+    check_tokenizer(tokenizer)
+    check_tokenizer(target_tokenizer, "target_tokenizer")
+
+
 def _write_configs(directory: Path, pretrained: Pretrained, tokenizer: Any, target_tokenizer: Any) -> None:
     """Configs and tokenizers."""
     generation = hf_config.generation_file(
@@ -197,7 +209,5 @@ def _write_configs(directory: Path, pretrained: Pretrained, tokenizer: Any, targ
     )
     write_json(directory / "config.json", hf_config.pair_to_hf(pretrained.config))
     write_json(directory / "generation_config.json", generation)
-    if tokenizer is not None:
-        tokenizer.save(directory)
-    if target_tokenizer is not None:
-        target_tokenizer.save(directory / "target_tokenizer")
+    save_tokenizer(tokenizer, directory)
+    save_tokenizer(target_tokenizer, directory / TARGET_FOLDER)

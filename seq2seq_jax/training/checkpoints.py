@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import DataConfig, TrainConfig, check_resumable, from_mapping
-from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.parallel.multihost import barrier, is_first
 from seq2seq_jax.pretrained.pair import Pretrained, from_pretrained
+from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training.skip_step import SkipState
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.store import Store

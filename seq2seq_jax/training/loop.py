@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from seq2seq_jax.config import EncoderDecoderConfig, TrainConfig
 from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
-from seq2seq_jax.data.text import Tokenizers
 from seq2seq_jax.evaluation.metrics import check_tokenizers
 from seq2seq_jax.inference.evaluate import Evaluation, evaluate
 from seq2seq_jax.models.transformer import check_length
@@ -28,6 +27,7 @@ from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.parallel.progress import log, progress_bar
 from seq2seq_jax.pretrained.saving import save_frame, save_pretrained
+from seq2seq_jax.text.tokenizer import Tokenizers
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
 from seq2seq_jax.training.groups import check_unfreezing

@@ -25,7 +25,6 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.data.encoding import EncodedPairs, encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import Tokenizer, Tokenizers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.parallel.mesh import state_shardings
 from seq2seq_jax.pretrained.pair import (
@@ -33,6 +32,7 @@ from seq2seq_jax.pretrained.pair import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
 )
+from seq2seq_jax.text.tokenizer import Tokenizer, Tokenizers
 from seq2seq_jax.training import lora
 from seq2seq_jax.training.groups import ParameterGroups, assign_groups
 from seq2seq_jax.training.optimizers import optimizer

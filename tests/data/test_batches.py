@@ -25,14 +25,14 @@ class Words:
     def to_str(self):
         return f"words {self.template}"
 
-    def encode(self, texts, *, max_length=None, add_special_tokens=True):
+    def encode_batch(self, texts, *, max_length=None, add_special_tokens=True):
         rows = [[len(word) for word in text.split()] for text in texts]
         if self.template and add_special_tokens:
             rows = [[98, *row[: None if max_length is None else max_length - 2], 99] for row in rows]
         return [row[:max_length] for row in rows]
 
     def encode_and_count(self, texts, *, max_length, add_special_tokens=True, **_):
-        ids = self.encode(texts, max_length=max_length, add_special_tokens=add_special_tokens)
+        ids = self.encode_batch(texts, max_length=max_length, add_special_tokens=add_special_tokens)
         return ids, [len(text.split()) for text in texts]
 
 

@@ -21,7 +21,6 @@ from absl import flags
 from absl.testing import flagsaver
 
 from seq2seq_jax.config import GenerationConfig
-from seq2seq_jax.data.text import load_tokenizer, pad
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.inference.corpus import decode_texts
 from seq2seq_jax.inference.line_decoder import LineDecoder
@@ -31,6 +30,7 @@ from seq2seq_jax.inference.partial import directory_of
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.pair import quantize
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.text.tokenizer import load_tokenizer, pad
 from seq2seq_jax.training.checkpoints import load_trained
 from tests.weights.checkpoints import BERT, make_pair
 
@@ -134,7 +134,7 @@ def test_killed_and_continued_by_two_processes(work, trained, texts):
 def test_scores(trained, texts):
     """Of greedy search by the model's own log-probabilities, of beam search its own."""
     texts, pretrained, tokenizers = texts[:BATCH], trained.pretrained, trained.tokenizers
-    inputs = pad(tokenizers.source.encode(texts, max_length=LENGTH), 0, length=LENGTH)
+    inputs = pad(tokenizers.source.encode_batch(texts, max_length=LENGTH), 0, length=LENGTH)
     settings = {"length_penalty": 0.5}
     rows = [json.loads(line) for line in decoder(trained, generation=settings, scores=True)(2, texts).splitlines()]
     assert [row["line"] for row in rows] == [2 * WINDOW + 1 + i for i in range(BATCH)]

@@ -10,12 +10,12 @@ import pytest
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import Tokenizers, pad
 from seq2seq_jax.evaluation import loss
 from seq2seq_jax.inference import evaluate as evaluation
 from seq2seq_jax.models.losses import IGNORED
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained
+from seq2seq_jax.text.tokenizer import Tokenizers, pad
 from tests.training import toy
 from tests.weights.checkpoints import TOKENS
 

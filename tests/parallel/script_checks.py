@@ -13,7 +13,6 @@ from absl.testing import flagsaver
 from seq2seq_jax.config import DataConfig, GenerationConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
-from seq2seq_jax.data.text import load_tokenizer
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.inference import evaluate as inference
 from seq2seq_jax.inference import line_decoder
@@ -21,6 +20,7 @@ from seq2seq_jax.inference.evaluate import evaluate
 from seq2seq_jax.inference.line_decoder import LineDecoder
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.pretrained.saving import save_pretrained
+from seq2seq_jax.text.tokenizer import load_tokenizer
 from seq2seq_jax.training.checkpoints import load_trained
 from seq2seq_jax.weights.loading import abstract_params
 from tests.training import toy

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from seq2seq_jax.pretrained.pair import from_pretrained
 from seq2seq_jax.training.loop import train
+from tests.ports import free_port
 from tests.training import toy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -20,10 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def both(*command):
     """What two processes print that work as one."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    together = ["--distributed", f"--coordinator=localhost:{port}", "--num_processes=2"]
+    together = ["--distributed", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
     processes = [
         subprocess.Popen(

@@ -18,6 +18,7 @@ from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.pretrained.pair import from_pretrained
 from seq2seq_jax.training.checkpoints import load_trained, open_store, write_config
 from seq2seq_jax.training.loop import TrainingInterrupted, train
+from tests.ports import free_port
 from tests.training import toy
 from tests.weights.checkpoints import equal
 
@@ -327,7 +328,7 @@ def test_other_numbers_of_devices_and_processes(work, whole):
     eight = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     many = script(work, work / "eight", "--stop_at=3", XLA_FLAGS=eight)
     assert "stopped at step 3" in finished(many)
-    flags = ["--stop_at=3", "--distributed", "--coordinator=localhost:9917", "--num_processes=2"]
+    flags = ["--stop_at=3", "--distributed", f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     both = [script(work, work / "two", *flags, f"--process_id={i}") for i in range(2)]
     first, second = map(finished, both)
     assert "stopped at step 3" in first and "training: 40 examples" in first

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.data.text import load_tokenizer, pad
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_pretrained
+from seq2seq_jax.text.tokenizer import load_tokenizer, pad
 from seq2seq_jax.weights.gguf_files import read_config
 
 pytest.importorskip("gguf")
@@ -84,7 +84,7 @@ def pair(files):
 
 @pytest.fixture(scope="module")
 def source(files):
-    return pad(load_tokenizer(files[0]).encode(SOURCES), 0)
+    return pad(load_tokenizer(files[0]).encode_batch(SOURCES), 0)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_config_and_tokenizer(files):
     assert read_config(files[1]) == CONFIG
     tokenizer = load_tokenizer(files[1])
     # Ids of transformers' reading of the file; in the last, of the model's own tokenizer.json, which cuts digits first.
-    assert tokenizer.encode(["The capital of France is Paris.", "<|im_start|>don't 😀<|im_end|>", "x   42"]) == [
+    assert tokenizer.encode_batch(["The capital of France is Paris.", "<|im_start|>don't 😀<|im_end|>", "x   42"]) == [
         [504, 3575, 282, 4649, 314, 7042, 30],
         [1, 12420, 982, 40303, 218, 2],
         [104, 333, 36, 34],
@@ -115,7 +115,7 @@ def test_config_and_tokenizer(files):
 
 @pytest.mark.slow
 def test_knows_its_capital(pair, files, source, log_probabilities):
-    ids, mask = pad(load_tokenizer(files[1]).encode(LAST), 2)
+    ids, mask = pad(load_tokenizer(files[1]).encode_batch(LAST), 2)
     found = np.asarray(log_probabilities(pair.params, *source, ids))
     np.testing.assert_allclose([row[n - 2] for row, n in zip(found, mask.sum(1))], [*LAST.values()], atol=1e-4)
 
@@ -167,12 +167,12 @@ def test_log_probabilities_and_greedy_text_as_torch(pair, files, source, log_pro
         "",
         " ",
     ]
-    assert tokenizer.encode(texts) == [judge(text).input_ids for text in texts]
+    assert tokenizer.encode_batch(texts) == [judge(text).input_ids for text in texts]
     for special in (True, False):
         rows = judge(texts).input_ids
         assert tokenizer.batch_decode(rows, special) == [judge.decode(row, skip_special_tokens=special) for row in rows]
 
-    ids, mask = pad(tokenizer.encode(SENTENCES), 2)
+    ids, mask = pad(tokenizer.encode_batch(SENTENCES), 2)
     for begin in range(0, len(SENTENCES), 2):
         rows = ids[begin : begin + 2]
         ours = np.asarray(log_probabilities(pair.params, *source, rows))
@@ -183,7 +183,7 @@ def test_log_probabilities_and_greedy_text_as_torch(pair, files, source, log_pro
         np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4)
 
     for prompt in PROMPTS:
-        ids = tokenizer.encode([prompt])
+        ids = tokenizer.encode_batch([prompt])
         if ids[0][0] != 1:  # a pair's output begins with its start token, which generate would put in front
             ids[0].insert(0, 1)
         length = len(ids[0]) + 16

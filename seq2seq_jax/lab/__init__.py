@@ -1,1 +1,0 @@
-"""What looks at the rest from outside: benchmarks, dry runs."""

@@ -1,0 +1,1 @@
+"""Texts: files of them, the tokenizers of pretrained checkpoints, ids and back."""
