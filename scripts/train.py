@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
         if flag.value is None:
             raise app.UsageError(f"--{flag.name} is missing; see the top of --help for a whole command")
 
+    from seq2seq_jax.models.cpu import keep_memory
     from seq2seq_jax.parallel import multihost
-    from seq2seq_jax.parallel.host_memory import keep_memory
     from seq2seq_jax.training.configs import resolve
     from seq2seq_jax.training.loop import TrainingInterrupted, train
 

@@ -5,6 +5,7 @@ They check their values, and have no behaviour.
 
 from seq2seq_jax.config.generation import GenerationConfig
 from seq2seq_jax.config.generation_files import generation_from_hf, generation_to_hf
+from seq2seq_jax.config.loss import LossConfig
 from seq2seq_jax.config.models import (
     ACTIVATIONS,
     PAIR,
@@ -68,6 +69,7 @@ __all__ = [
     "GroupConfig",
     "LayerSettings",
     "LoraConfig",
+    "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
     "RelativeBias",

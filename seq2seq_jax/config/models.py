@@ -322,6 +322,7 @@ class TransformerConfig:
 
 
 TIES = (False, True, "embeddings")
+LABELS_SHIFTS = ("start", "last")
 PAIR = "encoder-decoder"
 
 
@@ -351,6 +352,8 @@ class EncoderDecoderConfig:
       decoder_start_token_id, pad_token_id: for shifting labels right; None until known.
       eos_token_ids: tokens that end a sequence.
       tie_encoder_decoder: False, True (everything that both sides have), "embeddings" (the token table), or aliases.
+      labels_shift: which token a target begins with where the decoder's inputs are made of labels: "start", the start
+        token, or "last", the label's last token (mBART's language).
       model_type: "encoder-decoder", or that of a whole sequence-to-sequence model ("bart", "t5" ...).
       source_json: the pair's own `config.json`.
     """
@@ -362,6 +365,7 @@ class EncoderDecoderConfig:
     eos_token_ids: tuple[int, ...] = ()
     tie_encoder_decoder: bool | str | tuple[Alias, ...] = False
     model_type: str = PAIR
+    labels_shift: str = "start"
     source_json: str = field(default="{}", compare=False, repr=False)
 
     def __post_init__(self):
@@ -372,6 +376,10 @@ class EncoderDecoderConfig:
                 self.tie_encoder_decoder in TIES,
                 f"tie_encoder_decoder is {self.tie_encoder_decoder!r}; give False, True, 'embeddings' or aliases",
             )
+        check(
+            self.labels_shift in LABELS_SHIFTS,
+            f"labels_shift {self.labels_shift!r} is unknown: {nearest(str(self.labels_shift), LABELS_SHIFTS)}",
+        )
         named = {"decoder_start_token_id": self.decoder_start_token_id, "pad_token_id": self.pad_token_id}
         for name, value in [*named.items(), *(("eos_token_id", value) for value in self.eos_token_ids)]:
             if value is not None:

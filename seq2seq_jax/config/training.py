@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seq2seq_jax.config.generation import GenerationConfig
+from seq2seq_jax.config.loss import LossConfig
 from seq2seq_jax.config.optimizer import LoraConfig, OptimizerConfig
 from seq2seq_jax.config.validation import check, check_choice, check_counts, nearest, setting
 
@@ -21,10 +22,21 @@ LENGTH_MULTIPLE = 8
 # Random bit generators -> jax's names of them.
 DROPOUT_BITS = {"threefry": "threefry2x32", "rbg": "rbg", "unsafe_rbg": "unsafe_rbg"}
 DTYPES = ("float32", "bfloat16", "float16")
-# Rematerialisation policies; models/stack.py says what each recomputes.
-REMATS = (
-    "none", "elementwise", "full", "dots", "dots_with_no_batch_dims", "offload_dots", "save_attention_out", "save_mlp",
-)  # fmt: skip
+# What the backward pass finds kept beside each layer's input: name -> the policy, of jax.checkpoint_policies. "none"
+# has no policy: everything is kept. "dropped", "attention_out" and "mlp" are names that models/ gives to arrays
+# (checkpoint_name); of the attention kernels only splash names its output.
+REMATS = {
+    "none": None,
+    "elementwise": lambda policies: policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names("dropped", "attention_out")
+    ),
+    "full": lambda policies: policies.nothing_saveable,
+    "dots": lambda policies: policies.checkpoint_dots,
+    "dots_with_no_batch_dims": lambda policies: policies.checkpoint_dots_with_no_batch_dims,
+    "offload_dots": lambda policies: policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "save_attention_out": lambda policies: policies.save_only_these_names("attention_out"),
+    "save_mlp": lambda policies: policies.save_only_these_names("mlp"),
+}
 MODES = ("jit", "pmap")
 # Metrics -> the scores that each gives.
 METRICS = {
@@ -266,7 +278,7 @@ class TrainConfig:
     )
     remat: str = setting(
         "elementwise",
-        help=f"what the backward pass recomputes to save memory: {', '.join(REMATS)} (models/stack.py)",
+        help=f"what the backward pass recomputes to save memory: {', '.join(REMATS)}",
         may_change=True,
     )
     attention_impl: str = setting(
@@ -315,15 +327,20 @@ class TrainConfig:
         check_choice(self.remat, REMATS, "remat")
         check_choice(self.dropout_bits, DROPOUT_BITS, "dropout_bits")
         check_choice(self.dtype, DTYPES, "dtype")
-        for name in ("label_smoothing", "dropout", "attention_dropout", "ema_decay"):
+        for name in ("dropout", "attention_dropout", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"{name} is {value!r}; give a number from 0 to below 1")
-        check(self.z_loss >= 0, f"z_loss is {self.z_loss!r}; give 0 or a number above it, such as 1e-4")
         check(
             self.loss_vocab_chunk is None or self.loss_chunk is not None,
             f"loss_vocab_chunk is {self.loss_vocab_chunk}, and loss_chunk is not given; give both",
         )
+        self.loss  # noqa: B018 - it checks its values
         self._fit_lengths()
+
+    @property
+    def loss(self) -> LossConfig:
+        """The four settings of the loss as one value."""
+        return LossConfig(self.label_smoothing, self.z_loss, self.loss_chunk, self.loss_vocab_chunk)
 
     def _fit_lengths(self) -> None:
         """Makes batch.length_multiple one that the attention kernel takes."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.decoding.logits import highest, process
+from seq2seq_jax.decoding.logits import process
 from seq2seq_jax.decoding.loop import (
     NEVER,
     PAD,
@@ -32,6 +32,7 @@ from seq2seq_jax.decoding.loop import (
     take,
     view_of,
 )
+from seq2seq_jax.models.cpu import top_k
 
 
 @struct.dataclass
@@ -274,6 +275,6 @@ def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array
     """
     batch, _, rows = scores.shape
     per_beam = min(count, rows)
-    found, tokens = highest(scores, per_beam)
+    found, tokens = top_k(scores, per_beam)
     found, index = jax.lax.top_k(found.reshape(batch, -1), count)
     return found, index // per_beam, jnp.take_along_axis(tokens.reshape(batch, -1), index, axis=1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.decoding.logits import highest, process
+from seq2seq_jax.decoding.logits import process
 from seq2seq_jax.decoding.loop import (
     PAD,
     Growing,
@@ -23,6 +23,7 @@ from seq2seq_jax.decoding.loop import (
     take,
     view_of,
 )
+from seq2seq_jax.models.cpu import top_k
 
 
 @struct.dataclass
@@ -105,7 +106,7 @@ class ContrastiveSearch:
         """With the tokens to try next, from logits [batch, 1, rows]."""
         view = view_of(state.sequences, state.length, state.memory, source, rules)
         scores = process(logits, view, rules.processors)
-        found, candidates = highest(jax.nn.softmax(scores, axis=-1), self.top_k)
+        found, candidates = top_k(jax.nn.softmax(scores, axis=-1), self.top_k)
         return state.replace(candidates=candidates[:, 0].astype(jnp.int32), probabilities=found[:, 0])
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from seq2seq_jax.decoding import loop
 from seq2seq_jax.decoding.loop import Carry, Rules, Source, Strategy
+from seq2seq_jax.models import cpu
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.parallel.axes import on_one_cpu
 from seq2seq_jax.parallel.multihost import to_host
 
 # Capacities are multiples of this; the first is FIRST, or what the greatest length needs if that is less.
@@ -28,11 +28,6 @@ BUCKET, FIRST = 32, 64
 SHRINK = 4
 # Between looks at the clock, or calls of a callback, so many tokens.
 TICK = 8
-# Source tokens that a CPU encodes at a time: with more, products are no quicker, and where all rows are one part XLA
-# copies their keys and values to the cache's order, twice.
-CPU_TOKENS = 1024
-# YNNPACK for reductions (softmax) only.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 @dataclass(frozen=True)
@@ -78,52 +73,22 @@ def step_function(model: EncoderDecoder, variables: Any, strategy: Strategy) -> 
     return step
 
 
-def source_read(model: EncoderDecoder, variables: Any, source: Source, encoder_inputs: Mapping[str, Any]) -> tuple:
-    """The model's `source_keys_values` of the source; on one CPU a few rows at a time (CPU_TOKENS)."""
-    batch, length = source.mask.shape
-    few = max(rows for rows in range(1, batch + 1) if batch % rows == 0 and (rows == 1 or rows * length <= CPU_TOKENS))
-    arguments = (source.ids, source.mask, dict(encoder_inputs))
+def encode_source(model: EncoderDecoder, variables: Any, source: Source, encoder_inputs: Mapping[str, Any]) -> tuple:
+    """The model's `source_keys_values` of the source."""
 
     def read(part):
         ids, mask, more = part
         states = model.apply(variables, ids, mask, **more, method="encode")
         return model.apply(variables, states, method="source_keys_values")
 
-    if not on_one_cpu() or few == batch:
-        return read(arguments)
-    parts = jax.tree.map(lambda a: a.reshape(-1, few, *a.shape[1:]), arguments)
-    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), jax.lax.map(read, parts))
+    return cpu.map_rows(read, (source.ids, source.mask, dict(encoder_inputs)), *source.mask.shape)
 
 
-class jitted:
-    """jax.jit for `start`, whose products are large: on a CPU those of float32 are Eigen's, which are quicker there
-    than YNNPACK's; those of int8 are not."""
-
-    def __init__(self, function: Callable, **options: Any):
-        functools.update_wrapper(self, function)
-        self._by_eigen = {
-            eigen: jax.jit(function, compiler_options=CPU_OPTIONS if eigen else None, **options)
-            for eigen in (False, True)
-        }
-
-    def _chosen(self, model: EncoderDecoder) -> Callable:
-        return self._by_eigen[jax.default_backend() == "cpu" and not model.int8]
-
-    def __call__(self, model: EncoderDecoder, *arguments: Any) -> Any:
-        return self._chosen(model)(model, *arguments)
-
-    def lower(self, model: EncoderDecoder, *arguments: Any) -> jax.stages.Lowered:
-        return self._chosen(model).lower(model, *arguments)
-
-    def _cache_size(self) -> int:
-        return sum(function._cache_size() for function in self._by_eigen.values())
-
-
-@functools.partial(jitted, static_argnames=("model", "strategy", "capacity"))
+@functools.partial(cpu.jit_large_products, static_argnames=("model", "strategy", "capacity"))
 def start(model, strategy, capacity, params, source, encoder_inputs, prompt, rules) -> Carry:
     """Encodes, projects the source once, reads the prompt."""
     variables = {"params": params}
-    cross = source_read(model, variables, source, encoder_inputs)
+    cross = encode_source(model, variables, source, encoder_inputs)
     cache = model.apply(variables, cross, source.mask, strategy.slots, capacity, method="empty_cache")
     cache = cache.replace(begins=None if source.begins is None else source.begins[:, None])
     return loop.start(strategy, step_function(model, variables, strategy), cache, source, prompt, capacity, rules)

@@ -26,7 +26,7 @@ from seq2seq_jax.decoding.prefix import AllowedFunction, serving
 from seq2seq_jax.decoding.processor_list import automata_of, criteria_of, limits_rows, processors_of, warpers_of
 from seq2seq_jax.decoding.sampling import Sampling
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.inputs import check_encoder
+from seq2seq_jax.models.inputs import check_encoder_inputs
 from seq2seq_jax.models.targets import check_ids, shape_of
 from seq2seq_jax.models.transformer import check_length
 
@@ -312,7 +312,7 @@ def _source(
     if ids is not None and (len(shape := shape_of("input_ids", ids)) != 2 or 0 in shape):
         raise ValueError(f"input_ids has shape {list(shape)}; give [batch, source] with at least one token")
     arguments = {"embeds" if name == "inputs_embeds" else name: array for name, array in more.items()}
-    (batch, length), states = check_encoder(config.encoder, outputs, ids=ids, attention_mask=mask, **arguments)
+    (batch, length), states = check_encoder_inputs(config.encoder, outputs, ids=ids, attention_mask=mask, **arguments)
     if ids is None:
         for name, reads in SOURCE_READERS.items():
             if reads(getattr(settings, name)):

@@ -14,11 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.parallel.axes import on_one_cpu
-
-# Scores that are looked at together where the highest are sought.
-BLOCK = 64
-
 
 @struct.dataclass
 class View:
@@ -84,24 +79,3 @@ def set_rows(scores: jax.Array, ids: jax.Array, values: jax.Array | float) -> ja
     """scores [batch, n, rows] with scores[b, j, ids[b, j, i]] = values[b, j, i]; ids beyond rows drop."""
     b, j = jnp.ogrid[: scores.shape[0], : scores.shape[1]]
     return scores.at[b[..., None], j[..., None], ids].set(values, mode="drop")
-
-
-def highest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` highest of scores [batch, n, rows], best first, and their ids [batch, n, count]: jax.lax.top_k.
-
-    That looks at each score on one thread of a CPU. There, the best blocks are found first, and then the best in them,
-    with ties in the same order.
-    """
-    rows = scores.shape[-1]
-    if not on_one_cpu() or rows < 2 * count * BLOCK:
-        if count > 1:
-            return jax.lax.top_k(scores, count)
-        at = jnp.argmax(scores, axis=-1, keepdims=True)
-        return jnp.take_along_axis(scores, at, axis=-1), at
-    block, padding = (1, 1, BLOCK), ((0, 0), (0, 0), (0, -rows % BLOCK))
-    maxima = jax.lax.reduce_window(scores, -jnp.inf, jax.lax.max, block, block, padding)
-    blocks = jnp.sort(jax.lax.top_k(maxima, count)[1], axis=-1)
-    ids = (blocks[..., None] * BLOCK + jnp.arange(BLOCK)).reshape(*scores.shape[:-1], -1)
-    candidates = jnp.take_along_axis(scores, jnp.minimum(ids, rows - 1), axis=-1)
-    found, at = jax.lax.top_k(jnp.where(ids < rows, candidates, -jnp.inf), count)
-    return found, jnp.take_along_axis(ids, at, axis=-1)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.decoding.logits import Automaton, Criterion, Processor, View
+from seq2seq_jax.models import cpu
 
 # What torch adds to the score of a hypothesis that must not be chosen.
 NEVER = -1.0e9
@@ -140,23 +141,19 @@ def start(
 
 def run(strategy: Strategy, step: Step, carry: Carry, rules: Rules, until: jax.Array, leave: jax.Array) -> Carry:
     """Goes on while the search runs, the sequences are shorter than `until`, and more than `leave` rows are open."""
-    # One row is carried without its axis: XLA drops that from the attention's products, and would write the new keys
-    # and values to both forms of the cache, of which it copies one.
-    one = carry.source.mask.shape[0] == 1
-    packed = lambda cache: jax.tree.map(lambda a: a[0] if one and jnp.ndim(a) else a, cache)
-    unpacked = lambda cache: jax.tree.map(lambda a: a[None] if one and jnp.ndim(a) else a, cache)
+    batch = carry.source.mask.shape[0]
 
     def body(carry: Carry) -> Carry:
-        out, cache = step(strategy.tokens(carry.state, carry.source), unpacked(carry.cache))
+        out, cache = step(strategy.tokens(carry.state, carry.source), cpu.with_one_row(carry.cache, batch))
         state, cache = strategy.advance(carry.state, out, cache, carry.source, rules)
-        return Carry(state, packed(cache), carry.source)
+        return Carry(state, cpu.without_one_row(cache, batch), carry.source)
 
     def go_on(carry: Carry) -> jax.Array:
         more = strategy.running(carry.state, rules) & (carry.state.length < until)
         return more & (jnp.sum(strategy.open_rows(carry.state)) > leave)
 
-    carry = jax.lax.while_loop(go_on, body, carry.replace(cache=packed(carry.cache)))
-    return carry.replace(cache=unpacked(carry.cache))
+    carry = jax.lax.while_loop(go_on, body, carry.replace(cache=cpu.without_one_row(carry.cache, batch)))
+    return carry.replace(cache=cpu.with_one_row(carry.cache, batch))
 
 
 def take(array: jax.Array, slots: jax.Array) -> jax.Array:

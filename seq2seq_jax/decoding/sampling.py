@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.decoding.logits import highest, process
+from seq2seq_jax.decoding.logits import process
 from seq2seq_jax.decoding.loop import (
     PAD,
     Growing,
@@ -26,6 +26,7 @@ from seq2seq_jax.decoding.loop import (
     row_noise,
     view_of,
 )
+from seq2seq_jax.models.cpu import top_k
 
 
 @struct.dataclass
@@ -97,7 +98,7 @@ class Sampling:
             record = record.at(state.length, logits=logits, scores=scores)
         if self.do_sample:
             scores += row_noise(row_keys(rules, source, state.length), scores.shape)
-        tokens = jnp.where(state.open, highest(scores, 1)[1][..., 0], rules.pad_id).astype(jnp.int32)
+        tokens = jnp.where(state.open, top_k(scores, 1)[1][..., 0], rules.pad_id).astype(jnp.int32)
         sequences, length = put(state.sequences, tokens, state.length), state.length + 1
         sums, totals = state.sums, state.scores
         if sums is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.inputs import check_side
+from seq2seq_jax.models.inputs import check_inputs
 from seq2seq_jax.models.losses import IGNORED, token_losses
 from seq2seq_jax.models.targets import check_ids, shape_of
 
@@ -179,6 +179,6 @@ def _inputs(model: EncoderDecoder, input_ids, attention_mask, token_type_ids, ta
             f"input_ids has shape {list(source)} and {name} {list(shape)}; give [batch, source] and [batch * n, target]"
         )
     more = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-    check_side(model.config.encoder, "encoder", ids=input_ids, **more)
+    check_inputs(model.config.encoder, "encoder", ids=input_ids, **more)
     arrays = {key: array for key, array in {"input_ids": input_ids, **more}.items() if array is not None}
     return {key: np.repeat(np.asarray(array, np.int32), shape[0] // source[0], axis=0) for key, array in arrays.items()}

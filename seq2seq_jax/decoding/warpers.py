@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seq2seq_jax.decoding.logits import View, highest
+from seq2seq_jax.decoding.logits import View
+from seq2seq_jax.models.cpu import top_k
 
 
 @struct.dataclass
@@ -187,14 +188,14 @@ def _ordered(scores: jax.Array, width: int | None) -> jax.Array:
     """The `width` best scores, best first (None: all)."""
     if width is None or width >= scores.shape[-1]:
         return -jnp.sort(-scores, axis=-1)
-    return highest(scores, width)[0]
+    return top_k(scores, width)[0]
 
 
 def _best(scores: jax.Array, keep: int) -> jax.Array:
     """The `keep`-th best score [..., 1]."""
     if keep == 1:
         return jnp.max(scores, axis=-1, keepdims=True)
-    return highest(scores, min(keep, scores.shape[-1]))[0][..., -1:]
+    return top_k(scores, min(keep, scores.shape[-1]))[0][..., -1:]
 
 
 def _first(scores: jax.Array, ordered: jax.Array, count: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seq2seq_jax.config import BatchConfig
+from seq2seq_jax.config import BatchConfig, LossConfig
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.plan import BatchPlan
@@ -25,9 +26,9 @@ BUCKETS = 2
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-    model: EncoderDecoder, loss_chunk: int | None, params: Any, batch: dict[str, jax.Array]
+    model: EncoderDecoder, loss_config: LossConfig, params: Any, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    losses = model.apply({"params": params}, **batch, chunk=loss_chunk, method="token_losses")
+    losses = model.apply({"params": params}, **batch, loss_config=loss_config, method="token_losses")
     return jnp.sum(losses), jnp.sum(batch["labels"] != IGNORED)
 
 
@@ -39,21 +40,22 @@ def corpus_loss(
     *,
     batch_size: int,
     source_pad_id: int,
-    loss_chunk: int | None = None,
+    loss_config: LossConfig = LossConfig(),
     progress: bool = False,
 ) -> float:
     """The mean cross-entropy of all target tokens, in nats, without label smoothing and dropout.
 
     Args:
-      loss_chunk: target tokens whose logits exist at a time; None: all of a batch.
+      loss_config: how many logits exist at a time; its smoothing and z-loss take no part.
     """
     rows = math.ceil(batch_size / batch_parts(mesh)) * batch_parts(mesh)
     settings = BatchConfig(size=rows, buckets=BUCKETS)
     plan = BatchPlan(encoded.source_lengths, encoded.target_lengths, settings, seed=0)
     here = functools.partial(local_rows, mesh)
     planned = batches(encoded, plan, 0, plan.batches_per_epoch, source_pad_id=source_pad_id, local_rows=here)
+    loss_config = dataclasses.replace(loss_config, label_smoothing=0.0, z_loss=0.0)
     sums = []
     for batch in progress_bar(planned, "loss", plan.batches_per_epoch, unit="batch", disable=not progress, leave=False):
-        sums.append(_sums(model, loss_chunk, params, shard_batch(batch.arrays, mesh, rows=batch.bucket.rows)))
+        sums.append(_sums(model, loss_config, params, shard_batch(batch.arrays, mesh, rows=batch.bucket.rows)))
     total, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
     return float(total / count)

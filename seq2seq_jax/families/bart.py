@@ -142,5 +142,6 @@ FAMILY = Family(
         prefixes={"encoder": "model.encoder.", "decoder": "model.decoder."},
         shared=("model.shared.weight",),
         logits_bias=True,
+        last_label_first=("mbart", "plbart"),
     ),
 )

@@ -144,6 +144,7 @@ class Whole:
       prefixes: role -> prefix of its names. shared: names of what both sides share, such as the token table.
       shared_by: the field of config.json that says whether they do; absent: they do.
       logits_bias: whether there is a `final_logits_bias`.
+      last_label_first: model_types whose decoder inputs begin with the label's last token, not with a start token.
       nested: (config.json, role) -> the side's own config, where config.json has an encoder and a decoder section.
     """
 
@@ -152,6 +153,7 @@ class Whole:
     shared: tuple[str, ...] = ()
     shared_by: str = "share_encoder_decoder_embeddings"
     logits_bias: bool = False
+    last_label_first: tuple[str, ...] = ()
     nested: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
 
 

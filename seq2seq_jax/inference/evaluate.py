@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from seq2seq_jax.config import LossConfig
 from seq2seq_jax.data.encoding import EncodedPairs
 from seq2seq_jax.evaluation.loss import corpus_loss
 from seq2seq_jax.evaluation.metrics import measure
@@ -45,14 +46,14 @@ def evaluate(
     batch_size: int,
     tokenizers_of_metrics: Mapping[str, str] = MappingProxyType({}),
     decode_limit: int | None = None,
-    loss_chunk: int | None = None,
+    loss_config: LossConfig = LossConfig(),
     progress: bool = False,
 ) -> Evaluation:
     """The loss of all examples; outputs and scores of `decode_limit` of them, evenly spaced (None: all).
 
     Args:
       tokenizers_of_metrics: rouge_tokenizer and bleu_tokenize, as `measure` takes them.
-      loss_chunk: target tokens whose logits exist at a time, for the loss; None: all of a batch.
+      loss_config: see `corpus_loss`.
     """
     fill = tokenizers.source.fill_id
     loss = corpus_loss(
@@ -62,7 +63,7 @@ def evaluate(
         mesh,
         batch_size=batch_size,
         source_pad_id=fill,
-        loss_chunk=loss_chunk,
+        loss_config=loss_config,
         progress=progress,
     )
     count = min(decode_limit or len(examples), len(examples))

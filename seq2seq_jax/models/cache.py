@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from seq2seq_jax.models import cpu
+
 
 @struct.dataclass
 class Cache:
@@ -18,7 +20,7 @@ class Cache:
       keys: per layer, [batch, kv heads, head_dim, length * beams]: position by position, all beams of each. Flat,
         because a reshape between the update and the attention would make XLA copy them on every step, and in the
         order in which the attention reads them. values: likewise, [batch, kv heads, length * beams, head_dim].
-      cross: per layer, the source's keys as `attention.source_keys` gives them and its values
+      cross: per layer, the source's keys as `cpu.tile_keys` gives them and its values
         [batch, kv heads, source, head_dim], one copy for all beams; None in a layer without cross-attention.
       cross_mask: bool [batch, source], where the source has tokens.
       ancestry: int32 [batch, beams, length], the slot that holds a position of this hypothesis.
@@ -100,11 +102,7 @@ class Cache:
             return new.reshape(batch, heads, -1, dim)
 
         def replaced(stores, new, place):
-            old, new = stores[layer], new.astype(stores[layer].dtype)
-            if batch == 1:  # without its axis, as `loop.run` carries it and the attention reads it: no copies between
-                new = jax.lax.dynamic_update_slice(old[0], new[0], place[1:])[None]
-            else:
-                new = jax.lax.dynamic_update_slice(old, new, place)
+            new = cpu.update_rows(stores[layer], new.astype(stores[layer].dtype), place)
             return (*stores[:layer], new, *stores[layer + 1 :])
 
         at = self.index * self.num_beams

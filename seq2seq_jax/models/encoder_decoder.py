@@ -10,27 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from flax.core import FrozenDict
 
-from seq2seq_jax.config import EncoderDecoderConfig
+from seq2seq_jax.config import EncoderDecoderConfig, LossConfig
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.inputs import check_encoder, check_side
+from seq2seq_jax.models.inputs import check_encoder_inputs, check_inputs
 from seq2seq_jax.models.int8 import quantise
-from seq2seq_jax.models.kernels import segments
+from seq2seq_jax.models.kernels import segment_ids, takes_segment_ids
 from seq2seq_jax.models.layers import Dtype, Projection
-from seq2seq_jax.models.losses import IGNORED, cross_entropy, spread_weights
-from seq2seq_jax.models.stack import (
-    LayerOutput,
-    Show,
-    from_columns,
-    stack_layers,
-    to_columns,
-    to_int8,
-    unstack_layers,
-)
-from seq2seq_jax.models.targets import check_ids, pack_begins, shift_tokens_right, wrap_tokens_right
-from seq2seq_jax.models.transformer import Transformer, join
+from seq2seq_jax.models.losses import IGNORED, cross_entropy, label_weights
+from seq2seq_jax.models.param_layouts import inputs_first, outputs_first, stack_layers, to_int8, unstack_layers
+from seq2seq_jax.models.stack import LayerOutput, OutputFlags
+from seq2seq_jax.models.targets import check_ids, decoder_inputs_of_labels, pack_begins
+from seq2seq_jax.models.transformer import Transformer, combine_masks
 
 
 @struct.dataclass
@@ -79,10 +71,11 @@ class EncoderDecoder(nn.Module):
 
     Attributes:
       dtype: of the computation. param_dtype: of parameters made by `init`.
-      remat: what the backward pass keeps ("none": everything; see models/stack.py for the policies).
+      remat: what the backward pass keeps ("none": everything; the names: config.REMATS).
       attention_impl: "xla", or a kernel (models/kernels.py); decoding always takes "xla".
       scan_unroll: layers in one turn of the loop over them.
-      unrolled: decoding form: untied, unstacked parameters, tokens as columns; made by `for_decoding`.
+      unrolled: decoding form, made by `for_decoding`: untied and unstacked parameters, the decoder's kernels as
+        [*outputs, *inputs].
       int8: decoding reads the kernels of layers and head as int8, and makes the tokens that meet them int8 too.
     """
 
@@ -99,7 +92,7 @@ class EncoderDecoder(nn.Module):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
         self.encoder = Transformer(c.encoder, **form, **kw)
-        self.decoder = Transformer(c.decoder, columns=self.unrolled, **form, **kw)
+        self.decoder = Transformer(c.decoder, outputs_first=self.unrolled, **form, **kw)
         if c.has_projection:
             self.enc_to_dec_proj = Projection(
                 c.decoder,
@@ -127,6 +120,7 @@ class EncoderDecoder(nn.Module):
         decoder_pack_ids=None,
         labels=None,
         loss_weights=None,
+        loss_config: LossConfig = LossConfig(),
         encoder_outputs=None,
         inputs_embeds=None,
         decoder_inputs_embeds=None,
@@ -149,7 +143,8 @@ class EncoderDecoder(nn.Module):
             padding: tokens see only tokens of their own pack, on either side, and positions restart with each pack. A
             row may be longer than there are positions, a pack not.
           labels: int [batch, target], -100 where there is nothing to predict.
-          loss_weights: of the labels in the loss, see losses.spread_weights; None: all weigh alike.
+          loss_weights: of the labels in the loss, see losses.label_weights; None: all weigh alike.
+          loss_config: the loss's smoothing and z-loss; its chunks are for `token_losses`.
           encoder_outputs: what the encoder would return (models/inputs.py, last_hidden_state), which is not run then:
             input_ids are not needed and not read.
           inputs_embeds, decoder_inputs_embeds: [batch, length, embedding_size], in place of ids: what stands in for the
@@ -173,15 +168,11 @@ class EncoderDecoder(nn.Module):
             if decoder_pack_ids is not None and np.shape(decoder_pack_ids) != np.shape(labels):
                 shapes = list(np.shape(decoder_pack_ids)), list(np.shape(labels))
                 raise ValueError(f"decoder_pack_ids has shape {shapes[0]} and labels {shapes[1]}; make them equal")
-            if c.model_type in ("mbart", "plbart"):
-                decoder_input_ids = wrap_tokens_right(labels, c.pad_token_id, decoder_pack_ids)
-            else:
-                tokens = c.pad_token_id, c.decoder_start_token_id
-                decoder_input_ids = shift_tokens_right(labels, *tokens, decoder_pack_ids)
+            decoder_input_ids = decoder_inputs_of_labels(c, labels, decoder_pack_ids)
             # torch's EncoderDecoderModel makes this mask, its classes of whole models do not.
             if decoder_attention_mask is None and c.is_pair:
                 decoder_attention_mask = self._not_padding(decoder_input_ids, decoder_pack_ids)
-        target = check_side(
+        target = check_inputs(
             c.decoder,
             "decoder",
             ids=decoder_input_ids,
@@ -197,13 +188,13 @@ class EncoderDecoder(nn.Module):
         if output_attentions and self.attention_impl != "xla":
             raise ValueError(f"attention_impl {self.attention_impl!r} returns no attention weights; give 'xla'")
 
-        show = Show(train, output_attentions, output_hidden_states)
-        states, encoder_shown = self._encoded(
+        flags = OutputFlags(train, output_attentions, output_hidden_states)
+        states, encoder_layers = self._encoded(
             input_ids,
             attention_mask,
             encoder_outputs,
             inputs_embeds,
-            show,
+            flags,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             pack_ids=encoder_pack_ids,
@@ -212,11 +203,12 @@ class EncoderDecoder(nn.Module):
         if source[0] != target[0]:
             raise ValueError(f"the decoder has {target[0]} rows and the encoder {source[0]}; give both as many")
         cross_mask = None if attention_mask is None else jnp.asarray(attention_mask).astype(bool)[:, None, None, :]
-        if self.attention_impl == "splash":
-            cross_mask = segments(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
+        if takes_segment_ids(self.attention_impl):
+            cross_mask = segment_ids(target, source, attention_mask, decoder_pack_ids, encoder_pack_ids)
         elif encoder_pack_ids is not None:
-            cross_mask = join(cross_mask, (decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :])[:, None])
-        decoded, decoder_shown = self.decoder(
+            same_pack = decoder_pack_ids[:, :, None] == encoder_pack_ids[:, None, :]  # [batch, target, source]
+            cross_mask = combine_masks(cross_mask, same_pack[:, None])
+        decoded, decoder_layers = self.decoder(
             None if decoder_input_ids is None else jnp.asarray(decoder_input_ids),
             decoder_attention_mask,
             embeds=None if decoder_inputs_embeds is None else jnp.asarray(decoder_inputs_embeds),
@@ -224,23 +216,23 @@ class EncoderDecoder(nn.Module):
             pack_ids=decoder_pack_ids,
             encoder_states=self._project(states),
             cross_mask=cross_mask,
-            show=show,
+            flags=flags,
         )
         logits = self.decoder.logits(decoded) if output_logits else None
         loss = None
         if output_logits and labels is not None:
-            weights = spread_weights(loss_weights, jnp.asarray(labels), decoder_pack_ids)
-            loss = cross_entropy(logits, jnp.asarray(labels), weights, vocab_size=c.decoder.vocab_size)
+            weights = label_weights(loss_weights, jnp.asarray(labels), decoder_pack_ids)
+            loss = cross_entropy(logits, jnp.asarray(labels), weights, loss_config, vocab_size=c.decoder.vocab_size)
         return EncoderDecoderOutput(
             logits=None if logits is None else logits[..., : c.decoder.vocab_size],
             loss=loss,
             decoder_last_hidden_state=decoded,
             encoder_last_hidden_state=states,
-            encoder_hidden_states=_hidden(encoder_shown, states) if output_hidden_states and encoder_shown else None,
-            decoder_hidden_states=_hidden(decoder_shown, decoded) if output_hidden_states else None,
-            encoder_attentions=_each(encoder_shown, "attention") if output_attentions and encoder_shown else None,
-            decoder_attentions=_each(decoder_shown, "attention") if output_attentions else None,
-            cross_attentions=_each(decoder_shown, "cross_attention") if output_attentions else None,
+            encoder_hidden_states=_hidden(encoder_layers, states) if output_hidden_states and encoder_layers else None,
+            decoder_hidden_states=_hidden(decoder_layers, decoded) if output_hidden_states else None,
+            encoder_attentions=_each(encoder_layers, "attention") if output_attentions and encoder_layers else None,
+            decoder_attentions=_each(decoder_layers, "attention") if output_attentions else None,
+            cross_attentions=_each(decoder_layers, "cross_attention") if output_attentions else None,
         )
 
     @ties.with_ties
@@ -249,22 +241,18 @@ class EncoderDecoder(nn.Module):
         *,
         labels,
         loss_weights=None,
-        chunk: int | None = None,
-        vocab_chunk: int | None = None,
-        loss: Mapping[str, float] = FrozenDict(),
+        loss_config: LossConfig = LossConfig(),
         **inputs,
     ):
         """Loss of each target token in nats, times its weight, float32 [batch, target], 0 where the label is -100.
 
         Args:
-          labels, loss_weights, inputs: those of a call. chunk: target tokens whose logits exist at a time; None: all.
-          vocab_chunk: with chunk, how many logits of each of these tokens exist at a time; None: all.
-          loss: label_smoothing and z_loss (losses.py).
+          labels, loss_weights, inputs: those of a call.
+          loss_config: smoothing, z-loss, and how many logits exist at a time.
         """
         states = self(labels=labels, output_logits=False, **inputs).decoder_last_hidden_state
-        chunks = {"chunk": chunk, "vocab_chunk": vocab_chunk}
-        losses = self.decoder.head.token_losses(states, jnp.asarray(labels), **chunks, **loss)
-        weights = spread_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
+        losses = self.decoder.head.token_losses(states, jnp.asarray(labels), loss_config)
+        weights = label_weights(loss_weights, jnp.asarray(labels), inputs.get("decoder_pack_ids"))
         return losses if weights is None else losses * weights
 
     @ties.with_ties
@@ -279,15 +267,15 @@ class EncoderDecoder(nn.Module):
         return (ids != self.config.pad_token_id) | begins
 
     def _encoded(
-        self, input_ids, attention_mask, encoder_outputs, inputs_embeds, show: Show, **more
+        self, input_ids, attention_mask, encoder_outputs, inputs_embeds, flags: OutputFlags, **more
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """The encoder's states [batch, source, hidden] and what its layers show; nothing of states that are given."""
         given = {"ids": input_ids, "embeds": inputs_embeds, "attention_mask": attention_mask, **more}
-        _, states = check_encoder(self.config.encoder, encoder_outputs, **given)
+        _, states = check_encoder_inputs(self.config.encoder, encoder_outputs, **given)
         if states is not None:
             return jnp.asarray(states).astype(self.dtype), []
         ids, embeds = (None if a is None else jnp.asarray(a) for a in (input_ids, inputs_embeds))
-        return self.encoder(ids, attention_mask, embeds=embeds, show=show, **more)
+        return self.encoder(ids, attention_mask, embeds=embeds, flags=flags, **more)
 
     def _project(self, states: jax.Array) -> jax.Array:
         return self.enc_to_dec_proj(states) if self.config.has_projection else states
@@ -304,7 +292,7 @@ class EncoderDecoder(nn.Module):
     ) -> jax.Array:
         """Encoder states [batch, source, hidden]; the arguments are those of a call."""
         more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        return self._encoded(input_ids, attention_mask, encoder_outputs, inputs_embeds, Show(), **more)[0]
+        return self._encoded(input_ids, attention_mask, encoder_outputs, inputs_embeds, OutputFlags(), **more)[0]
 
     def init_cache(self, encoder_states: jax.Array, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
         """A cache for `num_beams` hypotheses a row of up to `length` tokens; the source is projected once, here."""
@@ -312,7 +300,7 @@ class EncoderDecoder(nn.Module):
 
     def source_keys_values(self, encoder_states: jax.Array) -> tuple:
         """What `Cache.cross` holds, of encoder states [batch, source, hidden]: for each decoder layer keys as
-        `attention.source_keys` gives them and values [batch, kv heads, source, head_dim], or None."""
+        `cpu.tile_keys` gives them and values [batch, kv heads, source, head_dim], or None."""
         return self.decoder.layers.cross_keys_values(self._project(encoder_states))
 
     def empty_cache(self, cross: tuple, attention_mask: jax.Array, num_beams: int, length: int) -> Cache:
@@ -340,15 +328,16 @@ class EncoderDecoder(nn.Module):
         return self.clone(unrolled=True, attention_impl="xla")
 
     def decoding_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels for columns; tied
-        tables are shared, not copied."""
+        """Untied and unstacked parameters of the once-stored tree `params`, the decoder's kernels
+        [*outputs, *inputs]; tied tables are shared, not copied."""
         full = self._convert(ties.fill(params, ties.aliases(self.config)), unstack_layers)
-        decoder = {**full["decoder"], "layers": to_columns(full["decoder"]["layers"])}
+        decoder = {**full["decoder"], "layers": outputs_first(full["decoder"]["layers"])}
         if self.int8:
             kernel, scale = quantise(decoder["head"]["kernel"], (1,))
-            decoder["layers"] = to_int8(decoder["layers"], columns=True)
+            decoder["layers"] = to_int8(decoder["layers"])
             decoder["head"] = {**decoder["head"], "kernel": kernel, "kernel_scale": scale}
-            full["encoder"] = {**full["encoder"], "layers": to_int8(full["encoder"]["layers"], columns=False)}
+            encoder = full["encoder"]
+            full["encoder"] = {**encoder, "layers": to_int8(outputs_first(encoder["layers"]))}
         return {**full, "decoder": decoder}
 
     def training_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,7 +349,7 @@ class EncoderDecoder(nn.Module):
         if self.int8:
             raise ValueError("int8 kernels cannot be turned back; keep the parameters that they were made of")
         decoder = params["decoder"]
-        full = {**params, "decoder": {**decoder, "layers": from_columns(decoder["layers"])}}
+        full = {**params, "decoder": {**decoder, "layers": inputs_first(decoder["layers"])}}
         return ties.strip(self._convert(full, stack_layers), ties.aliases(self.config))
 
     def _convert(self, params: Mapping[str, Any], convert) -> dict[str, Any]:
@@ -374,10 +363,10 @@ class EncoderDecoder(nn.Module):
         return jax.eval_shape(init, ids, ids)
 
 
-def _hidden(shown: list[LayerOutput], last: jax.Array) -> tuple[jax.Array, ...]:
-    return (*(output.hidden for output in shown), last)
+def _hidden(layer_outputs: list[LayerOutput], last: jax.Array) -> tuple[jax.Array, ...]:
+    return (*(output.hidden for output in layer_outputs), last)
 
 
-def _each(shown: list[LayerOutput], name: str) -> tuple[jax.Array, ...]:
-    found = (getattr(output, name) for output in shown)
+def _each(layer_outputs: list[LayerOutput], name: str) -> tuple[jax.Array, ...]:
+    found = (getattr(output, name) for output in layer_outputs)
     return tuple(weights for weights in found if weights is not None)

@@ -16,7 +16,7 @@ from seq2seq_jax.config import TransformerConfig
 from seq2seq_jax.models.targets import check_ids, shape_of
 
 
-def check_side(
+def check_inputs(
     config: TransformerConfig,
     role: str,
     *,
@@ -52,7 +52,7 @@ def check_side(
     rows = f"{name} {list(shape)}"
     for what, array in ((f"{prefix}attention_mask", attention_mask), (f"{role}_pack_ids", pack_ids)):
         _check_shape(what, array, (shape[:2],), rows)
-    check_whole(f"{role}_pack_ids", pack_ids)
+    check_integers(f"{role}_pack_ids", pack_ids)
     _check_shape(f"{prefix}token_type_ids", token_type_ids, (shape[:2],), rows)
     check_token_types(config, token_type_ids, f"{prefix}token_type_ids")
     _check_shape(f"{prefix}position_ids", position_ids, (shape[:2], (1, shape[1])), rows)
@@ -60,7 +60,7 @@ def check_side(
     return shape[:2]
 
 
-def check_encoder(
+def check_encoder_inputs(
     config: TransformerConfig,
     outputs: Any,
     *,
@@ -69,14 +69,14 @@ def check_encoder(
     pack_ids: Any = None,
     **more: Any,
 ) -> tuple[tuple[int, int], jax.Array | np.ndarray | None]:
-    """`check_side` of the encoder where its `outputs` may be given in place of what it reads (None: they are not).
+    """`check_inputs` of the encoder where its `outputs` may be given in place of what it reads (None: they are not).
 
     Returns:
       Rows and their length; the states that `outputs` hold, or None.
     """
     if outputs is None:
         arguments = {"ids": ids, "attention_mask": attention_mask, "pack_ids": pack_ids, **more}
-        return check_side(config, "encoder", **arguments), None
+        return check_inputs(config, "encoder", **arguments), None
     for name in ("embeds", "token_type_ids", "position_ids"):
         if more.get(name) is not None:
             name = "inputs_embeds" if name == "embeds" else name
@@ -86,7 +86,7 @@ def check_encoder(
     for name, array in (("input_ids", ids), ("attention_mask", attention_mask), ("encoder_pack_ids", pack_ids)):
         _check_shape(name, array, (shape,), rows)
     check_ids("input_ids", ids, config.vocab_size)
-    check_whole("encoder_pack_ids", pack_ids)
+    check_integers("encoder_pack_ids", pack_ids)
     return shape, states
 
 
@@ -117,7 +117,7 @@ def check_positions(config: TransformerConfig, role: str, ids: Any, name: str) -
     check_ids(name, ids, rows, before, table=table, remedy=remedy)
 
 
-def check_whole(name: str, ids: Any) -> None:
+def check_integers(name: str, ids: Any) -> None:
     """Ids that are no whole numbers are an error."""
     check_ids(name, ids, np.iinfo(np.int32).max, table="the whole numbers from 0", remedy="give those")
 

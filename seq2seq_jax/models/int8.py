@@ -7,6 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from seq2seq_jax.models import cpu
+
 
 def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """x as int8 and float32 scales, one for all of `axes`, that it is multiplied by."""
@@ -15,14 +17,14 @@ def quantise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]
     return jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8), jnp.squeeze(scale, axes)
 
 
-def int8_product(kernel: jax.Array, scale: jax.Array, x: jax.Array, *, outputs_first: bool) -> jax.Array:
-    """float32 [outputs, ...] or [..., outputs] of kernel int8 [outputs, inputs], its scale [outputs], and tokens x
-    [..., inputs], which are made int8 one by one: contracted over the last axes of both, the form in which XLA's CPU
-    backend is fastest."""
-    tokens, scales = quantise(x, (x.ndim - 1,))
+def int8_product(kernel: jax.Array, scale: jax.Array, x: jax.Array, *, few_tokens: bool) -> jax.Array:
+    """float32 [..., outputs] of kernel int8 [outputs, inputs], its scale [outputs], and tokens x [..., inputs], which
+    are quantised one by one. Both are contracted over their last axis, the form in which XLA's CPU backend is fastest.
+
+    Args:
+      few_tokens: see `cpu.product_with_rows`.
+    """
+    tokens, scales = quantise(x, (x.ndim - 1,))  # [..., inputs], [...]
     product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.int32)
-    if outputs_first:
-        y = product(kernel, tokens, (((1,), (x.ndim - 1,)), ((), ())))
-        return y.astype(jnp.float32) * scale.reshape(-1, *(1,) * (x.ndim - 1)) * scales
-    y = product(tokens, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    y = cpu.product_with_rows(product, tokens, kernel, most=None if few_tokens else 0)
     return y.astype(jnp.float32) * scale * scales[..., None]

@@ -13,14 +13,14 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from seq2seq_jax.config import ATTENTION_IMPLS, KERNEL_LENGTHS, TransformerConfig, nearest
-from seq2seq_jax.parallel.axes import fitting_spec, mesh_in_use
+from seq2seq_jax.parallel.axes import current_mesh, fitting_spec
 
 # Of queries and of keys in splash attention: the largest that divides the length.
 BLOCKS = (512, 256, KERNEL_LENGTHS["splash"])
 INTERPRET = False  # tests run splash attention on a CPU
 
 
-class Segments(NamedTuple):
+class SegmentIds(NamedTuple):
     """A mask by numbers: a query sees the keys that have its own. Causality and windows come on top.
 
     Attributes:
@@ -31,13 +31,18 @@ class Segments(NamedTuple):
     keys: jax.Array
 
 
-def segments(queries: tuple, keys: tuple, key_mask=None, query_packs=None, key_packs=None) -> Segments:
+def takes_segment_ids(attention_impl: str) -> bool:
+    """Whether the masks that this implementation reads are `SegmentIds`; the others read boolean arrays."""
+    return attention_impl == "splash"
+
+
+def segment_ids(queries: tuple, keys: tuple, key_mask=None, query_packs=None, key_packs=None) -> SegmentIds:
     """Those of arrays of the shapes `queries` and `keys`, of the tokens' mask and of packs (None: all is one pack)."""
     numbers = lambda packs, shape: jnp.zeros(shape, jnp.int32) if packs is None else jnp.asarray(packs, jnp.int32)
     of_keys = numbers(key_packs, keys)
     if key_mask is not None:
         of_keys = jnp.where(jnp.asarray(key_mask).astype(bool), of_keys, -1)
-    return Segments(numbers(query_packs, queries), of_keys)
+    return SegmentIds(numbers(query_packs, queries), of_keys)
 
 
 def check_kernel(name: str, config: TransformerConfig, q: jax.Array, k: jax.Array, *, dropout: bool, bias: bool):
@@ -67,7 +72,7 @@ def check_kernel(name: str, config: TransformerConfig, q: jax.Array, k: jax.Arra
 def fused_attention(name, q, k, v, mask, *, scale: float, causal: bool, window: tuple | None, softcap: float | None):
     """`attend` by the kernel `name`; the output alone.
 
-    For cudnn the mask hides all that is hidden; for splash it is `Segments`, to which causal and window add. Where a
+    For cudnn the mask hides all that is hidden; for splash it is `SegmentIds`, to which causal and window add. Where a
     query sees nothing, the output is 0 by cudnn, and by splash a mean of no meaning.
     """
     if name == "splash":
@@ -79,7 +84,7 @@ def fused_attention(name, q, k, v, mask, *, scale: float, causal: bool, window: 
     return y if mask is None else jnp.where(jnp.any(full, -1, keepdims=True), y, 0.0)
 
 
-def _splash(q, k, v, mask: Segments, *, causal: bool, window: tuple | None, softcap: float | None) -> jax.Array:
+def _splash(q, k, v, mask: SegmentIds, *, causal: bool, window: tuple | None, softcap: float | None) -> jax.Array:
     shape = (q.shape[2], k.shape[2])
     sight = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
     if window is not None:
@@ -95,7 +100,7 @@ def _splash(q, k, v, mask: Segments, *, causal: bool, window: tuple | None, soft
         kernel = splash_attention.make_splash_mha_single_device(heads, **settings, interpret=INTERPRET)
         return jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(mask.queries, mask.keys))
 
-    mesh = mesh_in_use()
+    mesh = current_mesh()
     if mesh is None:
         return run(q, k, v, mask)
     # The compiler cannot split a kernel: each device runs it on its rows and heads, by the heads of the keys.

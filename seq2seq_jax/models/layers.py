@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from seq2seq_jax.config import TransformerConfig
+from seq2seq_jax.config import LossConfig, TransformerConfig
+from seq2seq_jax.models import cpu
 from seq2seq_jax.models.int8 import int8_product
 from seq2seq_jax.models.losses import chunked_token_losses, token_losses
-from seq2seq_jax.parallel.axes import constrain, on_one_cpu
+from seq2seq_jax.parallel.axes import constrain
 
 Dtype = Any
 LOWEST = float(jnp.finfo(jnp.float32).min)
-# Up to so many tokens a CPU takes to the vocabulary as columns: 1.2 to 2 times as fast for 4 to 16, slower for 64.
+# Up to so many tokens the head is the left operand on a CPU; with 64 that is slower (models/cpu.py).
 FEW_TOKENS = 32
 
 
@@ -37,14 +38,14 @@ def _sqrt_softplus(x: jax.Array) -> jax.Array:
     return jnp.where(x < -20.0, jnp.exp(0.5 * jnp.minimum(x, -20.0)), jnp.sqrt(nn.softplus(jnp.maximum(x, -20.0))))
 
 
-def _bounded(x: jax.Array, low: float, high: float) -> jax.Array:
+def _clip(x: jax.Array, low: float, high: float) -> jax.Array:
     """x between the bounds, where its derivative is 1, as torch has it; jnp.clip halves it at a bound."""
     return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": _gelu,
-    "gelu_10": lambda x: _bounded(_gelu(x), -10.0, 10.0),
+    "gelu_10": lambda x: _clip(_gelu(x), -10.0, 10.0),
     "gelu_accurate": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_new": _gelu_tanh,
@@ -68,7 +69,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def summed_in_float32(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
+def accumulate_float32(product: Callable, x: jax.Array, y: jax.Array) -> jax.Array:
     """product(x, y), linear in both, float32 whatever they are.
 
     What comes back to 16-bit numbers is rounded to theirs before it meets the other one, as under torch's autocast: a
@@ -95,7 +96,7 @@ def residual_dtype(config: TransformerConfig, dtype: Dtype) -> Dtype:
     return jnp.float32 if wide else dtype
 
 
-def finite_in_float16(x: jax.Array) -> jax.Array:
+def clamp_float16(x: jax.Array) -> jax.Array:
     """x with float16's infinities brought back to what it holds (the clamp of T5Block and BartEncoderLayer)."""
     if x.dtype != jnp.float16:
         return x
@@ -120,19 +121,17 @@ def initial_value(key: jax.Array, path: str, shape: Sequence[int], config: Trans
     return (config.initializer_range if std is None else std) * jax.random.normal(key, tuple(shape), jnp.float32)
 
 
-class Part(nn.Module):
+class TransformerModule(nn.Module):
     """A module with the settings of a transformer; declares parameters with logical axes.
 
     Attributes:
-      columns: tokens are columns: arrays are [features, batch, length] and kernels [*outputs, *inputs]. So a decoder
-        reads its kernels when few tokens meet them: on CPU twice as fast as [batch, length, features] by
-        [*inputs, *outputs].
+      outputs_first: kernels are stored as [*outputs, *inputs], as a decoder reads them when few tokens meet them.
     """
 
     config: TransformerConfig
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
-    columns: bool = False
+    outputs_first: bool = False
 
     def weight(self, leaf: str, shape: Sequence[int], axes: Sequence[str]) -> jax.Array:
         """The parameter `leaf` in the compute dtype."""
@@ -166,8 +165,8 @@ class Dropout(nn.Module):
         return jnp.where(kept, x * (1.0 / (1.0 - self.rate)), 0.0)
 
 
-class Projection(Part):
-    """A linear map whose kernel [*inputs, *outputs] keeps heads as an axis of their own."""
+class Projection(TransformerModule):
+    """A linear map of [..., *inputs] to [..., *outputs]; its kernel keeps heads as an axis of their own."""
 
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -176,53 +175,44 @@ class Projection(Part):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        n, m = len(self.inputs), len(self.outputs)
+        n, size = len(self.inputs), math.prod(self.inputs)
+        lead = x.shape[: x.ndim - n]
         if self.has_variable("params", "kernel_scale"):
             kernel, scale = self.get_variable("params", "kernel"), self.get_variable("params", "kernel_scale")
-            kernel, scale = kernel.reshape(scale.size, -1), scale.reshape(-1)
-            if self.columns:
-                tokens = jnp.moveaxis(x.reshape(-1, *x.shape[n:]), 0, -1)
-                y, shape = int8_product(kernel, scale, tokens, outputs_first=True), (*self.outputs, *x.shape[n:])
-            else:
-                lead = x.shape[: x.ndim - n]
-                y = int8_product(kernel, scale, x.reshape(*lead, -1), outputs_first=False)
-                shape = (*lead, *self.outputs)
-            y = y.astype(self.dtype).reshape(shape)
-        elif self.columns:
-            kernel = self.weight("kernel", (*self.outputs, *self.inputs), (*self.axes[n:], *self.axes[:n]))
-            y = jax.lax.dot_general(kernel, x, ((tuple(range(m, m + n)), tuple(range(n))), ((), ())))
+            kernel, scale = kernel.reshape(scale.size, -1), scale.reshape(-1)  # [outputs, inputs], [outputs]
+            y = int8_product(kernel, scale, x.reshape(*lead, size), few_tokens=self.outputs_first).astype(self.dtype)
+        elif self.outputs_first:
+            axes = (*self.axes[n:], *self.axes[:n])
+            kernel = self.weight("kernel", (*self.outputs, *self.inputs), axes).reshape(-1, size)
+            y = cpu.product_with_rows(jax.lax.dot_general, x.reshape(*lead, size), kernel)
         else:
             # As matrices: of arrays with more axes XLA's CPU makes transposed copies for the backward pass.
-            size = math.prod(self.inputs)
             kernel = self.weight("kernel", (*self.inputs, *self.outputs), self.axes).reshape(size, -1)
-            y = (x.reshape(-1, size) @ kernel).reshape(*x.shape[: x.ndim - n], *self.outputs)
+            y = x.reshape(-1, size) @ kernel
+        y = y.reshape(*lead, *self.outputs)
         if self.bias:
             # A bias has no long axis, so nothing is gained by splitting the embedding axis of one.
             axes = tuple("norm" if axis == "embed" else axis for axis in self.axes[n:])
-            bias = self.weight("bias", self.outputs, axes)
-            y = y + (bias[..., None, None] if self.columns else bias)
+            y = y + self.weight("bias", self.outputs, axes)
         return y
 
 
-class Norm(Part):
+class Norm(TransformerModule):
     """Layer norm (torch.nn.LayerNorm) or RMS norm over the features; the statistics are float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c, axis = self.config, 0 if self.columns else -1
-        size = x.shape[axis]
-        place = lambda v: v[:, None, None] if self.columns else v
-        y = x.astype(jnp.float32)
+        c, size, y = self.config, x.shape[-1], x.astype(jnp.float32)
         if c.norm == "layer":
-            y = y - jnp.mean(y, axis, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis, keepdims=True) + c.norm_eps)
-        y = y * place(c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
+            y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + c.norm_eps)
+        y = y * (c.norm_scale_offset + self.weight("scale", (size,), ("norm",)))
         if c.norm == "layer" and c.norm_bias:
-            y = y + place(self.weight("bias", (size,), ("norm",)))
+            y = y + self.weight("bias", (size,), ("norm",))
         return y.astype(self.dtype)
 
 
-class Table(Part):
+class EmbeddingTable(TransformerModule):
     """An embedding table [rows, features]. An id outside the table gives NaN, never a neighbour's row.
 
     Attributes:
@@ -246,7 +236,7 @@ class Table(Part):
         return jnp.where((ids == self.padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
 
 
-def sinusoids(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
+def sinusoidal_embeddings(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
     """Sines, then cosines, of positions [batch, length]: [batch, length, size] (Vaswani et al. 2017).
 
     Args:
@@ -258,7 +248,7 @@ def sinusoids(position_ids: jax.Array, size: int, *, wide: bool) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-class Embeddings(Part):
+class Embeddings(TransformerModule):
     """Token, position and type embeddings, summed and normed: ids [batch, length] to [batch, length, hidden]."""
 
     def setup(self):
@@ -267,16 +257,16 @@ class Embeddings(Part):
         width = c.hidden_size if first else c.embedding_size
         small = {"features": width, "axes": ("position", "embed"), **kw}
         size = {"rows": c.padded_vocab_size, "features": c.embedding_size}
-        self.token = Table(c, padding_idx=c.padding_idx, **size, **kw)
+        self.token = EmbeddingTable(c, padding_idx=c.padding_idx, **size, **kw)
         if c.own_token_id is not None:
-            self.own_token = Table(c, rows=1, **small)
+            self.own_token = EmbeddingTable(c, rows=1, **small)
         if c.positions == "learned":
             padding = None if c.position_pad_id is None else c.position_offset - 1
-            self.position = Table(c, rows=c.max_positions + c.position_offset, padding_idx=padding, **small)
+            self.position = EmbeddingTable(c, rows=c.max_positions + c.position_offset, padding_idx=padding, **small)
         if c.type_vocab_size:
-            self.token_type = Table(c, rows=c.type_vocab_size, **small)
+            self.token_type = EmbeddingTable(c, rows=c.type_vocab_size, **small)
         if c.task_vocab_size:
-            self.task_type = Table(c, rows=c.task_vocab_size, **small)
+            self.task_type = EmbeddingTable(c, rows=c.task_vocab_size, **small)
         if c.embedding_norm:
             self.norm = Norm(c, **kw)
         if c.embedding_size != c.hidden_size:
@@ -330,15 +320,16 @@ class Embeddings(Part):
         rows = position_ids + c.position_offset
         if c.positions == "learned":
             return x + self.position(rows)
-        return x + sinusoids(rows, x.shape[-1], wide=c.positions == "sinusoidal_wide").astype(self.dtype)
+        return x + sinusoidal_embeddings(rows, x.shape[-1], wide=c.positions == "sinusoidal_wide").astype(self.dtype)
 
 
-class Mlp(Part):
+class Mlp(TransformerModule):
     """up, activation, down; where it is gated, activation(gate) * up, down."""
 
     def setup(self):
         c = self.config
-        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns, "bias": c.mlp_bias}
+        kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "outputs_first": self.outputs_first}
+        kw["bias"] = c.mlp_bias
         h, m = (c.hidden_size,), (c.intermediate_size,)
         self.up = Projection(c, inputs=h, outputs=m, axes=("embed", "mlp"), **kw)
         if c.mlp_gated:
@@ -351,11 +342,11 @@ class Mlp(Part):
         activation = ACTIVATIONS[self.config.activation]
         up = checkpoint_name(self.up(x), "mlp")  # what the activation's derivative reads
         y = activation(checkpoint_name(self.gate(x), "mlp")) * up if self.config.mlp_gated else activation(up)
-        y = constrain(y, ("mlp", "batch", "length") if self.columns else ("batch", *("length",) * (y.ndim - 2), "mlp"))
+        y = constrain(y, ("batch", *("length",) * (y.ndim - 2), "mlp"))
         return self.down(self.drop(y, deterministic=not train))
 
 
-class Head(Part):
+class Head(TransformerModule):
     """States [..., hidden] to logits [..., padded_vocab_size], float32; padded entries are the lowest float."""
 
     def setup(self):
@@ -382,21 +373,15 @@ class Head(Part):
             x = self.transform(x)
         return x if c.head_scale == 1.0 else x * jnp.asarray(c.head_scale, x.dtype)
 
-    def _product(self, x: jax.Array) -> jax.Array:
-        """Features [..., head_size] with the kernel; few tokens on a CPU as columns, as `Part` has it."""
-        last = x.ndim - 1
-        product = lambda *axes: functools.partial(jax.lax.dot_general, dimension_numbers=(axes, ((), ())))
-        if on_one_cpu() and math.prod(x.shape[:-1]) <= FEW_TOKENS:
-            return jnp.moveaxis(summed_in_float32(product((1,), (last,)), self.kernel, x), 0, -1)
-        return summed_in_float32(product((last,), (1,)), x, self.kernel)
-
     def __call__(self, x: jax.Array) -> jax.Array:
         c, x = self.config, self._features(x)
         if self.kernel.dtype == jnp.int8:
-            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, outputs_first=True)
-            logits = jnp.moveaxis(logits, 0, -1)
+            logits = int8_product(self.kernel, self.get_variable("params", "kernel_scale"), x, few_tokens=True)
         else:
-            logits = self._product(x)
+            product = lambda a, b, axes: accumulate_float32(
+                functools.partial(jax.lax.dot_general, dimension_numbers=axes), a, b
+            )
+            logits = cpu.product_with_rows(product, x, self.kernel, most=FEW_TOKENS)
         if self.bias is not None:
             logits = logits + self.bias
         if c.head_softcap is not None:
@@ -405,14 +390,11 @@ class Head(Part):
             logits = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits, LOWEST)
         return constrain(logits, ("batch", *("length",) * (logits.ndim - 2), "vocab"))
 
-    def token_losses(
-        self, x: jax.Array, labels: jax.Array, *, chunk: int | None, vocab_chunk: int | None, **options
-    ) -> jax.Array:
-        """Losses of `labels` [batch, length] (losses.py); logits of `chunk` tokens exist at a time, and of these
-        `vocab_chunk`. None, or int8 kernels, which are for decoding: of all."""
+    def token_losses(self, x: jax.Array, labels: jax.Array, config: LossConfig) -> jax.Array:
+        """Losses of `labels` [batch, length] (losses.py) from states [batch, length, hidden]. Int8 kernels, which are
+        for decoding, know no chunks."""
         c = self.config
-        if chunk is None or self.kernel.dtype == jnp.int8:
-            return token_losses(self(x), labels, vocab_size=c.vocab_size, **options)
-        options |= {"vocab_size": c.vocab_size, "softcap": c.head_softcap}
-        options |= {"chunk": chunk, "vocab_chunk": vocab_chunk}
-        return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, **options)
+        if config.chunk is None or self.kernel.dtype == jnp.int8:
+            return token_losses(self(x), labels, config, vocab_size=c.vocab_size)
+        options = {"vocab_size": c.vocab_size, "softcap": c.head_softcap}
+        return chunked_token_losses(self._features(x), self.kernel, self.bias, labels, config, **options)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seq2seq_jax.parallel.axes import constrain, fitting_spec, mesh_in_use, shards
+from seq2seq_jax.config import LossConfig
+from seq2seq_jax.parallel.axes import constrain, current_mesh, fitting_spec, num_shards
 
 IGNORED = -100
 
@@ -16,20 +17,18 @@ IGNORED = -100
 def token_losses(
     logits: jax.Array,
     labels: jax.Array,
+    config: LossConfig = LossConfig(),
     *,
     vocab_size: int | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
 ) -> jax.Array:
     """Loss of each token in nats, float32, 0 where the label is -100.
 
     Args:
       logits: [..., rows]. labels: int [...], ids or -100.
+      config: of which the chunks mean nothing here, where all logits exist.
       vocab_size: how many rows are true; the others (padding of the vocabulary) take no part. None: all.
-      label_smoothing: this much of the target is spread evenly over the true vocabulary (torch's
-        CrossEntropyLoss(label_smoothing=...)).
-      z_loss: factor on the squared log of the normaliser (PaLM, section 5).
     """
+    label_smoothing, z_loss = config.label_smoothing, config.z_loss
     logits = logits.astype(jnp.float32)
     rows = logits.shape[-1]
     true = None if vocab_size is None or vocab_size == rows else jnp.arange(rows) < vocab_size
@@ -49,19 +48,26 @@ def token_losses(
     return jnp.where(counted, loss, 0.0)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None, **options) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    config: LossConfig = LossConfig(),
+    *,
+    vocab_size: int | None = None,
+) -> jax.Array:
     """Mean of `token_losses` over labels that are not -100 (torch.nn.CrossEntropyLoss); NaN if there is none.
 
     Args:
-      weights: of `spread_weights`: the mean is sum(weight * loss) / sum(weight). None: all are 1.
+      weights: of `label_weights`: the mean is sum(weight * loss) / sum(weight). None: all are 1.
     """
-    losses = token_losses(logits, labels, **options)
+    losses = token_losses(logits, labels, config, vocab_size=vocab_size)
     if weights is None:
         return jnp.sum(losses) / jnp.sum(labels != IGNORED)
     return jnp.sum(losses * weights) / jnp.sum(weights)
 
 
-def spread_weights(weights: jax.Array | None, labels: jax.Array, pack_ids: jax.Array | None = None) -> jax.Array | None:
+def label_weights(weights: jax.Array | None, labels: jax.Array, pack_ids: jax.Array | None = None) -> jax.Array | None:
     """How much each label weighs in the loss, float32 [batch, target], 0 where it is -100; None for None: all alike.
 
     Args:
@@ -88,8 +94,8 @@ def spread_weights(weights: jax.Array | None, labels: jax.Array, pack_ids: jax.A
     return jnp.where(labels != IGNORED, weights, 0.0)
 
 
-class _Loss(NamedTuple):
-    """What a tile needs to know beside its arrays; as in `chunked_token_losses`."""
+class _Settings(NamedTuple):
+    """What a tile needs beside its arrays; as in `chunked_token_losses`."""
 
     vocab_size: int
     label_smoothing: float
@@ -102,12 +108,9 @@ def chunked_token_losses(
     kernel: jax.Array,
     bias: jax.Array | None,
     labels: jax.Array,
+    config: LossConfig,
     *,
-    chunk: int,
-    vocab_chunk: int | None = None,
     vocab_size: int | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
     softcap: float | None = None,
 ) -> jax.Array:
     """`token_losses` of the logits `states @ kernel.T + bias`, of which one tile exists at a time.
@@ -117,25 +120,24 @@ def chunked_token_losses(
 
     Args:
       states: [batch, ..., hidden]. kernel: [rows, hidden]. bias: [rows], or None. labels: int [batch, ...].
-      chunk: tokens of a tile, over all devices. vocab_chunk: rows of a tile; None: all, as it must be where a mesh
+      config: its chunk is the tokens of a tile, over all devices; its vocab_chunk the rows of a tile, None where a mesh
         splits the vocabulary.
-      vocab_size, label_smoothing, z_loss: see `token_losses`. softcap: logits are cap * tanh(logits / cap).
+      vocab_size: see `token_losses`. softcap: logits are cap * tanh(logits / cap).
 
     Returns:
       float32 [batch, ...]; NaN where a label is outside the vocabulary.
 
     Raises:
-      ValueError: for tiles below 1, or of a vocabulary that the mesh splits.
+      ValueError: for tiles of a vocabulary that the mesh splits.
     """
-    for name, value in (("chunk", chunk), ("vocab_chunk", vocab_chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value!r}; give a whole number from 1 up")
+    chunk, vocab_chunk = config.chunk, config.vocab_chunk
     rows, hidden = kernel.shape
     # Each device cuts its own tokens: [chunks, parts, tokens], of which the mesh splits the parts.
-    mesh = mesh_in_use()
-    if mesh is not None and vocab_chunk is not None and shards(fitting_spec((rows,), ("vocab",), mesh)[0], mesh) > 1:
+    mesh = current_mesh()
+    vocab_parts = 1 if mesh is None else num_shards(fitting_spec((rows,), ("vocab",), mesh)[0], mesh)
+    if vocab_chunk is not None and vocab_parts > 1:
         raise ValueError(f"loss_vocab_chunk is {vocab_chunk}, and the mesh splits the vocabulary; leave it out")
-    parts = 1 if mesh is None else shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
+    parts = 1 if mesh is None else num_shards(fitting_spec(labels.shape[:1], ("batch",), mesh)[0], mesh)
     tokens = labels.size // parts
     count = -(-tokens // max(1, chunk // parts))
     each = -(-tokens // count)
@@ -152,7 +154,7 @@ def chunked_token_losses(
         x = jnp.pad(x, ((0, tiles * tile - rows), *((0, 0) for _ in x.shape[1:])))
         return x.reshape(tiles, tile, *x.shape[1:])
 
-    settings = _Loss(vocab_size or rows, label_smoothing, z_loss, softcap)
+    settings = _Settings(vocab_size or rows, config.label_smoothing, config.z_loss, softcap)
     table = (tiled(kernel), None if bias is None else tiled(bias))
     losses = _tiled_losses(settings, cut(states, 0, hidden), *table, cut(labels, IGNORED))
     losses = jnp.moveaxis(losses, 0, 1).reshape(parts, count * each)[:, :tokens]
@@ -160,7 +162,7 @@ def chunked_token_losses(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tiled_losses(settings: _Loss, states, kernel, bias, labels) -> jax.Array:
+def _tiled_losses(settings: _Settings, states, kernel, bias, labels) -> jax.Array:
     """float32 [chunks, parts, tokens].
 
     Args:
@@ -176,7 +178,7 @@ def _tiles(kernel: jax.Array, bias: jax.Array | None) -> tuple:
     return jnp.arange(kernel.shape[0]) * kernel.shape[1], constrain(kernel, (None, "vocab", None)), bias
 
 
-def _logits(settings: _Loss, states: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
+def _logits(settings: _Settings, states: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
     """Logits of a tile, float32 [parts, tokens, rows], the lowest float outside the vocabulary; the ids of its rows."""
     first, kernel, bias = tile
     logits = jnp.einsum("pth,vh->ptv", states, kernel, preferred_element_type=jnp.float32)
@@ -189,27 +191,28 @@ def _logits(settings: _Loss, states: jax.Array, tile: tuple) -> tuple[jax.Array,
     return constrain(logits, ("batch", None, "vocab")), ids
 
 
-def _forward(settings: _Loss, states, kernel, bias, labels) -> tuple[jax.Array, tuple]:
+def _forward(settings: _Settings, states, kernel, bias, labels) -> tuple[jax.Array, tuple]:
     tiles = _tiles(kernel, bias)
 
     def one_chunk(_, xs):
         states, labels = xs
 
         def add(sums, tile):
-            top, total, chosen, whole = sums
+            top, total, chosen, logits_sum = sums
             logits, ids = _logits(settings, states, tile)
             higher = jnp.maximum(top, jnp.max(logits, -1))
             total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher[..., None]), -1)
             chosen = chosen + jnp.sum(jnp.where(ids == labels[..., None], logits, 0.0), -1)
             if settings.label_smoothing:
-                whole = whole + jnp.sum(jnp.where(ids < settings.vocab_size, logits, 0.0), -1)
-            return (higher, total, chosen, whole), None
+                logits_sum = logits_sum + jnp.sum(jnp.where(ids < settings.vocab_size, logits, 0.0), -1)
+            return (higher, total, chosen, logits_sum), None
 
         zeros = jnp.zeros(labels.shape, jnp.float32)
-        (top, total, chosen, whole), _ = jax.lax.scan(add, (zeros + jnp.finfo(jnp.float32).min, *[zeros] * 3), tiles)
+        start = (zeros + jnp.finfo(jnp.float32).min, zeros, zeros, zeros)
+        (top, total, chosen, logits_sum), _ = jax.lax.scan(add, start, tiles)
         log_normaliser = top + jnp.log(total)
         smoothing = settings.label_smoothing
-        loss = log_normaliser - (1.0 - smoothing) * chosen - smoothing * whole / settings.vocab_size
+        loss = log_normaliser - (1.0 - smoothing) * chosen - smoothing * logits_sum / settings.vocab_size
         loss = loss + settings.z_loss * jnp.square(log_normaliser)
         loss = jnp.where((labels >= 0) & (labels < settings.vocab_size), loss, jnp.nan)
         return None, (jnp.where(labels == IGNORED, 0.0, loss), log_normaliser)
@@ -218,8 +221,8 @@ def _forward(settings: _Loss, states, kernel, bias, labels) -> tuple[jax.Array, 
     return losses, (states, kernel, bias, labels, log_normalisers)
 
 
-def _backward(settings: _Loss, kept: tuple, cotangents: jax.Array) -> tuple:
-    states, kernel, bias, labels, log_normalisers = kept
+def _backward(settings: _Settings, residuals: tuple, cotangents: jax.Array) -> tuple:
+    states, kernel, bias, labels, log_normalisers = residuals
     cotangents = jnp.where(labels == IGNORED, 0.0, cotangents)
     parts, smoothing = states.shape[1], settings.label_smoothing
 

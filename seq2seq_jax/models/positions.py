@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seq2seq_jax.config import Disentangled, RelativeBias, Rotary
-from seq2seq_jax.models.layers import Norm, Part, Table
+from seq2seq_jax.models.layers import EmbeddingTable, Norm, TransformerModule
 
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -35,7 +35,7 @@ def rotate(x: jax.Array, rotation: Rotation, *, interleaved: bool) -> jax.Array:
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
-def bucket(distance: jax.Array, settings: RelativeBias, *, causal: bool) -> jax.Array:
+def relative_position_bucket(distance: jax.Array, settings: RelativeBias, *, causal: bool) -> jax.Array:
     """T5's bucket of key position - query position (transformers.T5Attention._relative_position_bucket)."""
     buckets, found = settings.buckets, jnp.zeros_like(distance)
     if causal:
@@ -51,27 +51,28 @@ def bucket(distance: jax.Array, settings: RelativeBias, *, causal: bool) -> jax.
     return found + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
 
-class Bias(Part):
+class RelativePositionBias(TransformerModule):
     """T5's table of biases: positions of queries [q] and keys [k] to [1, heads, q, k]."""
 
     def setup(self):
         c = self.config
         kw = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.table = Table(c, rows=c.relative_bias.buckets, features=c.num_heads, axes=("position", "heads"), **kw)
+        shape = {"rows": c.relative_bias.buckets, "features": c.num_heads, "axes": ("position", "heads")}
+        self.table = EmbeddingTable(c, **shape, **kw)
 
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         c = self.config
-        buckets = bucket(keys[None, :] - queries[:, None], c.relative_bias, causal=c.causal)
+        buckets = relative_position_bucket(keys[None, :] - queries[:, None], c.relative_bias, causal=c.causal)
         return jnp.moveaxis(self.table(buckets), -1, 0)[None]
 
 
-class RelativeTable(Part):
+class RelativePositionTable(TransformerModule):
     """DeBERTa's table of relative positions: [2 * span, hidden]."""
 
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         rows = 2 * c.disentangled.span
-        self.table = Table(c, rows=rows, features=c.hidden_size, axes=("position", "embed"), **kw)
+        self.table = EmbeddingTable(c, rows=rows, features=c.hidden_size, axes=("position", "embed"), **kw)
         if c.disentangled.norm:
             self.norm = Norm(c, **kw)
 
@@ -79,7 +80,7 @@ class RelativeTable(Part):
         return self.norm(self.table.embedding) if self.config.disentangled.norm else self.table.embedding
 
 
-def disentangled_rows(length: int, settings: Disentangled) -> np.ndarray:
+def disentangled_table_rows(length: int, settings: Disentangled) -> np.ndarray:
     """The row of the table for each query and key, [length, length] (transformers' build_relative_position)."""
     distance = np.arange(length)[:, None] - np.arange(length)[None, :]
     if settings.buckets:

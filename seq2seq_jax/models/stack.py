@@ -1,16 +1,14 @@
 """The layers: one block, and a stack of blocks that is scanned or unrolled.
 
 Training scans: the repeats of the layer pattern share one compiled body, and an odd first or last layer stands outside.
-Decoding unrolls: a scan inside the decode loop would copy every kernel on every step. `stack_layers` and
-`unstack_layers` convert the parameters of one form to the other, `to_columns` and `from_columns` the kernels of a
-decoder that reads tokens as columns.
+Decoding unrolls: a scan inside the decode loop would copy every kernel on every step. models/param_layouts.py converts
+parameters from one form to the other.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,52 +16,39 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.config import REMATS, LayerSettings, TransformerConfig, nearest
-from seq2seq_jax.models.attention import Attention, source_keys
+from seq2seq_jax.config import REMATS, LayerSettings, nearest
+from seq2seq_jax.models import cpu
+from seq2seq_jax.models.attention import Attention
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.int8 import quantise
-from seq2seq_jax.models.kernels import Segments
-from seq2seq_jax.models.layers import Dropout, Mlp, Norm, Part, finite_in_float16, residual_dtype
+from seq2seq_jax.models.kernels import SegmentIds
+from seq2seq_jax.models.layers import Dropout, Mlp, Norm, TransformerModule, clamp_float16, residual_dtype
+from seq2seq_jax.models.param_layouts import ScanPlan, scan_plan
 from seq2seq_jax.models.positions import Rotation
 from seq2seq_jax.parallel.axes import constrain
 
-# What the backward pass finds kept beside each layer's input; "none", which keeps everything, is not among them. Of the
-# kernels of attention only splash's gives its output to keep.
-POLICIES = jax.checkpoint_policies
-REMAT_POLICIES: dict[str, Callable | None] = {
-    "full": None,
-    "elementwise": POLICIES.save_from_both_policies(
-        POLICIES.dots_saveable, POLICIES.save_only_these_names("dropped", "attention_out")
-    ),
-    "dots": POLICIES.checkpoint_dots,
-    "dots_with_no_batch_dims": POLICIES.checkpoint_dots_with_no_batch_dims,
-    "offload_dots": POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
-    "save_attention_out": POLICIES.save_only_these_names("attention_out"),
-    "save_mlp": POLICIES.save_only_these_names("mlp"),
-}
-
 
 @struct.dataclass
-class Context:
+class LayerContext:
     """What every layer reads beside its input.
 
     Attributes:
-      self_masks: for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
-        splash attention `Segments`. cross_mask: likewise, [batch, 1, queries, source]. Of merged attention, outside of
-        decoding, the first are of both: [batch, 1, queries, queries + source].
+      self_masks: one for each of the config's windows: bool, broadcastable to [batch, 1, queries, keys], or None; for
+        splash attention `SegmentIds`. Outside of decoding those of merged attention are [batch, 1, queries, queries +
+        source].
+      cross_mask: likewise, [batch, 1, queries, source].
       rotations: for each of the config's rotaries, its cosine and sine.
       positions: of queries [queries] and keys [keys], for relative biases. bias: that of all layers, or None.
       position_table: DeBERTa's, or None.
       encoder_states: [batch, source, features], or None.
     """
 
-    self_masks: tuple[jax.Array | Segments | None, ...] = (None,)
+    self_masks: tuple[jax.Array | SegmentIds | None, ...] = (None,)
     rotations: tuple[Rotation, ...] = ()
     positions: tuple[jax.Array, jax.Array] | None = None
     bias: jax.Array | None = None
     position_table: jax.Array | None = None
     encoder_states: jax.Array | None = None
-    cross_mask: jax.Array | Segments | None = None
+    cross_mask: jax.Array | SegmentIds | None = None
 
 
 @struct.dataclass
@@ -75,7 +60,7 @@ class LayerOutput:
     cross_attention: jax.Array | None = None
 
 
-class Show(NamedTuple):
+class OutputFlags(NamedTuple):
     """What a forward pass returns beside its result, and whether dropout acts. Static."""
 
     train: bool = False
@@ -83,7 +68,7 @@ class Show(NamedTuple):
     hidden_states: bool = False
 
 
-class Block(Part):
+class Block(TransformerModule):
     """Self-attention, cross-attention where the layer has it, MLP; norms before or after each, or both.
 
     With merged attention the first two are one, and the weights on the source are its last ones.
@@ -93,7 +78,7 @@ class Block(Part):
     attention_impl: str = "xla"
 
     def setup(self):
-        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "columns": self.columns}
+        c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype, "outputs_first": self.outputs_first}
         attention = {"settings": self.settings, "attention_impl": self.attention_impl, **kw}
         self.self_attention = Attention(c, kv_size=c.hidden_size, **attention)
         if self.has_cross:
@@ -129,7 +114,7 @@ class Block(Part):
         if self.config.residual_scale != 1.0:
             y = y * jnp.asarray(self.config.residual_scale, y.dtype)
         if self.config.float16 == "float32_residual":
-            y = finite_in_float16(y)
+            y = clamp_float16(y)
         return self.drop(y, deterministic=not train), weights
 
     def _residual(self, x: jax.Array, part: str, inner: Callable, train: bool) -> tuple[jax.Array, Any]:
@@ -137,7 +122,7 @@ class Block(Part):
         x = x + y
         if self.config.norm_position == "post":
             x = getattr(self, f"{part}_norm")(x)
-        return constrain(x, (None, "batch", "length") if self.columns else ("batch", "length", None)), weights
+        return constrain(x, ("batch", "length", None)), weights
 
     def _forward(self, x, self_attend: Callable, cross_attend: Callable | None, train: bool):
         mlp = lambda y: (self.mlp(y, train=train), None)
@@ -148,10 +133,10 @@ class Block(Part):
             x, cross_weights = self._residual(x, "cross_attention", cross_attend, train)
         x = self._residual(x, "mlp", mlp, train)[0] if beside is None else x + beside
         if self.config.float16 == "clamped":
-            x = finite_in_float16(x)
+            x = clamp_float16(x)
         return x, weights, cross_weights
 
-    def _self_attend(self, y: jax.Array, keys_values: Any, context: Context, *, train: bool = False, **options):
+    def _self_attend(self, y: jax.Array, keys_values: Any, context: LayerContext, *, train: bool = False, **options):
         """keys_values: those to attend over, from new ones. options: of `attend`."""
         c, attention = self.config, self.self_attention
         rotary = self.settings.rotary
@@ -170,8 +155,8 @@ class Block(Part):
             **options,
         )
 
-    def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, LayerOutput]:
-        options = {"train": show.train, "whole": show.train or show.attentions}
+    def __call__(self, x: jax.Array, context: LayerContext, flags: OutputFlags) -> tuple[jax.Array, LayerOutput]:
+        options = {"train": flags.train, "return_weights": flags.train or flags.attentions}
 
         def self_attend(y):
             if not self.config.merged_attention:
@@ -185,34 +170,32 @@ class Block(Part):
             return self.cross_attention(y, keys_values, context.cross_mask, **options)
 
         new, weights, cross_weights = self._forward(
-            x, self_attend, cross_attend if self.has_cross else None, show.train
+            x, self_attend, cross_attend if self.has_cross else None, flags.train
         )
         if self.config.merged_attention and weights is not None:
             weights, cross_weights = jnp.split(weights, [weights.shape[2]], axis=-1)
-        shown = LayerOutput(
-            hidden=x if show.hidden_states else None,
-            attention=weights if show.attentions else None,
-            cross_attention=cross_weights if show.attentions else None,
+        output = LayerOutput(
+            hidden=x if flags.hidden_states else None,
+            attention=weights if flags.attentions else None,
+            cross_attention=cross_weights if flags.attentions else None,
         )
-        return new, shown
+        return new, output
 
     def _source_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of the cross-attention, or of the merged one, whose projections take columns where the decoder has them."""
-        if self.has_cross:
-            return self.cross_attention.keys_values(encoder_states)
-        return self.self_attention.keys_values(_as_columns(encoder_states) if self.columns else encoder_states)
+        """Of the cross-attention, or of the merged one."""
+        return (self.cross_attention if self.has_cross else self.self_attention).keys_values(encoder_states)
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """Keys as `source_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
+        """Keys as `cpu.tile_keys` gives them and values [batch, kv heads, source, head_dim] for the cache."""
         if not self.has_cross and not self.config.merged_attention:
             return None
         k, v = self._source_keys_values(encoder_states)
-        return source_keys(k), v
+        return cpu.tile_keys(k), v
 
     def decode(
-        self, x: jax.Array, layer: int, cache: Cache, beams: int, context: Context
+        self, x: jax.Array, layer: int, cache: Cache, beams: int, context: LayerContext
     ) -> tuple[jax.Array, jax.Array | None, Cache]:
-        """One step over the cache, x [hidden, batch, beams * tokens]: its like, weights on the source, the cache."""
+        """One step over the cache, x [batch, beams * tokens, hidden]: its like, weights on the source, the cache."""
         written = None
 
         def write(new):
@@ -222,10 +205,10 @@ class Block(Part):
 
         source_mask = cache.cross_mask[:, None, None, :]
         merged = self.config.merged_attention
-        also = (*cache.cross[layer], source_mask) if merged else None
+        extra = (*cache.cross[layer], source_mask) if merged else None
 
         def self_attend(y):
-            return self._self_attend(y, write, context, cached=True, also=also)
+            return self._self_attend(y, write, context, cached=True, extra=extra)
 
         def cross_attend(y):
             return self.cross_attention(y, cache.cross[layer], source_mask, cached=True)
@@ -234,7 +217,7 @@ class Block(Part):
         return x, own[..., -cache.cross_mask.shape[1] :] if merged else weights, written
 
 
-class Repeat(Part):
+class ScanBody(TransformerModule):
     """One repeat of the layer pattern, the body of the scan."""
 
     pattern: tuple[LayerSettings, ...] = ()
@@ -242,60 +225,28 @@ class Repeat(Part):
     attention_impl: str = "xla"
 
     def setup(self):
-        block = rematerialised(self.remat)
+        block = remat_block(self.remat)
         kw = {"dtype": self.dtype, "param_dtype": self.param_dtype, "attention_impl": self.attention_impl}
         self.block = [block(self.config, settings=settings, **kw) for settings in self.pattern]
 
-    def __call__(self, x, context, show):
-        shown = []
+    def __call__(self, x, context, flags):
+        layer_outputs = []
         for block in self.block:
-            x, output = block(x, context, show)
-            shown.append(output)
-        return x, tuple(shown)
+            x, output = block(x, context, flags)
+            layer_outputs.append(output)
+        return x, tuple(layer_outputs)
 
 
-def rematerialised(policy: str) -> type[Block]:
+def remat_block(policy: str) -> type[Block]:
     """`Block`, whose backward pass recomputes what `policy` does not keep."""
     if policy == "none":
         return Block
-    if policy not in REMAT_POLICIES:
+    if policy not in REMATS:
         raise ValueError(f"remat policy {policy!r} is unknown: {nearest(policy, REMATS)}")
-    return nn.remat(Block, policy=REMAT_POLICIES[policy], prevent_cse=False, static_argnums=(3,))
+    return nn.remat(Block, policy=REMATS[policy](jax.checkpoint_policies), prevent_cse=False, static_argnums=(3,))
 
 
-class Plan(NamedTuple):
-    """Layers [start, start + period * repeats) are scanned; the others stand alone."""
-
-    start: int
-    period: int
-    repeats: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.period * self.repeats
-
-
-@functools.lru_cache(maxsize=256)
-def scan_plan(config: TransformerConfig) -> Plan:
-    """The plan that traces the fewest layers; repeats is 0 where a scan saves nothing, or layers are shared."""
-    if config.shared_layers is not None:
-        return Plan(0, 1, 0)
-    layers = [config.layer(i) for i in range(config.num_layers)]
-    n, best, fewest = len(layers), Plan(0, 1, 0), len(layers)
-    for period in range(1, n // 2 + 1):
-        for start in range(n - 2 * period + 1):
-            repeats = 1
-            while (stop := start + period * (repeats + 1)) <= n and layers[stop - period : stop] == layers[
-                start : start + period
-            ]:
-                repeats += 1
-            traced = n - period * (repeats - 1)
-            if repeats > 1 and traced < fewest:
-                best, fewest = Plan(start, period, repeats), traced
-    return best
-
-
-class Stack(Part):
+class Stack(TransformerModule):
     """All layers: parameters `layers_<i>` for those that stand alone, `stacked/block_<j>` for the scanned ones."""
 
     unrolled: bool = False
@@ -306,10 +257,10 @@ class Stack(Part):
     def setup(self):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kw["attention_impl"] = self.attention_impl
-        plan = Plan(0, 1, 0) if self.unrolled else scan_plan(c)
-        block = rematerialised(self.remat)
-        self.alone = {
-            i: block(c, settings=c.layer(i), columns=self.columns, name=f"layers_{i}", **kw)
+        plan = ScanPlan(0, 1, 0) if self.unrolled else scan_plan(c)
+        block = remat_block(self.remat)
+        self.unscanned = {
+            i: block(c, settings=c.layer(i), outputs_first=self.outputs_first, name=f"layers_{i}", **kw)
             for i in range(c.stored_layers)
             if not plan.start <= i < plan.stop
         }
@@ -317,7 +268,7 @@ class Stack(Part):
         if plan.repeats:
             pattern = tuple(c.layer(plan.start + j) for j in range(plan.period))
             scanned = nn.scan(
-                Repeat,
+                ScanBody,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),
@@ -327,60 +278,50 @@ class Stack(Part):
             )
             self.stacked = scanned(c, pattern=pattern, remat=self.remat, **kw)
 
-    def __call__(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
+    def __call__(self, x: jax.Array, context: LayerContext, flags: OutputFlags) -> tuple[jax.Array, list[LayerOutput]]:
         """x [batch, length, hidden] through all layers; one `LayerOutput` per layer."""
-        x = x.astype(residual_dtype(self.config, self.dtype))
-        if not self.columns:
-            return self._through(x, context, show)
-        x, shown = self._through(_as_columns(x), context, show)
-        return _as_rows(x), [
-            output if output.hidden is None else output.replace(hidden=_as_rows(output.hidden)) for output in shown
-        ]
-
-    def _through(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
-        """`__call__`, x and what is shown of it in the form of the layers."""
-        shown: list[LayerOutput] = []
+        x, layer_outputs = x.astype(residual_dtype(self.config, self.dtype)), []
         if self.config.shared_layers is not None:
-            return self._shared(x, context, show)
+            return self._shared(x, context, flags)
         i = 0
         while i < self.config.num_layers:
-            if i in self.alone:
-                x, output = self.alone[i](x, context, show)
-                shown.append(output)
+            if i in self.unscanned:
+                x, output = self.unscanned[i](x, context, flags)
+                layer_outputs.append(output)
                 i += 1
             else:
-                x, outputs = self.stacked(x, context, show)
+                x, outputs = self.stacked(x, context, flags)
                 for repeat in range(self.plan.repeats):
-                    shown.extend(jax.tree.map(lambda a, r=repeat: a[r], outputs))
+                    layer_outputs.extend(jax.tree.map(lambda a, r=repeat: a[r], outputs))
                 i = self.plan.stop
-        return x, shown
+        return x, layer_outputs
 
-    def _shared(self, x: jax.Array, context: Context, show: Show) -> tuple[jax.Array, list[LayerOutput]]:
+    def _shared(self, x: jax.Array, context: LayerContext, flags: OutputFlags) -> tuple[jax.Array, list[LayerOutput]]:
         """Layers in a row that share their parameters are one scan over nothing but their number."""
-        shown: list[LayerOutput] = []
+        layer_outputs: list[LayerOutput] = []
         for index, run in itertools.groupby(self.config.shared_layers):
             length = len(list(run))
             repeat = nn.scan(
-                lambda block, x, _: block(x, context, show),
+                lambda block, x, _: block(x, context, flags),
                 variable_broadcast="params",
                 split_rngs={"params": False, "dropout": True},
                 length=length,
             )
-            x, outputs = repeat(self.alone[index], x, None)
-            shown.extend(jax.tree.map(lambda a, i=i: a[i], outputs) for i in range(length))
-        return x, shown
+            x, outputs = repeat(self.unscanned[index], x, None)
+            layer_outputs.extend(jax.tree.map(lambda a, i=i: a[i], outputs) for i in range(length))
+        return x, layer_outputs
 
     def _layers(self) -> list[Block]:
         if not self.unrolled:
             raise ValueError("decoding needs the unrolled model: use model.for_decoding() and model.decoding_params()")
         c = self.config
-        return [self.alone[i] for i in c.shared_layers or range(c.num_layers)]
+        return [self.unscanned[i] for i in c.shared_layers or range(c.num_layers)]
 
     def cross_keys_values(self, encoder_states: jax.Array) -> tuple:
         return tuple(block.cross_keys_values(encoder_states) for block in self._layers())
 
     def decode(
-        self, x: jax.Array, cache: Cache, beams: int, context: Context
+        self, x: jax.Array, cache: Cache, beams: int, context: LayerContext
     ) -> tuple[jax.Array, jax.Array | None, Cache]:
         """x [batch, beams * tokens, hidden] at the cache's index.
 
@@ -389,101 +330,8 @@ class Stack(Part):
           and the extended cache.
         """
         count, seen = x.shape[1] // beams, None
-        x = _as_columns(x.astype(residual_dtype(self.config, self.dtype)))
+        x = x.astype(residual_dtype(self.config, self.dtype))
         for i, block in enumerate(self._layers()):
             x, weights, cache = block.decode(x, i, cache, beams, context)
             seen = seen if weights is None else weights
-        return _as_rows(x), seen, cache.replace(index=cache.index + count)
-
-
-def _as_columns(x: jax.Array) -> jax.Array:
-    return jnp.transpose(x, (2, 0, 1))
-
-
-def _as_rows(x: jax.Array) -> jax.Array:
-    return jnp.transpose(x, (1, 2, 0))
-
-
-def layer_slot(config: TransformerConfig, index: int) -> tuple[str, int | None]:
-    """Where layer `index` is stored: the subtree of the stack, and its row there (None: it stands alone)."""
-    plan = scan_plan(config)
-    if not plan.start <= index < plan.stop:
-        return f"layers_{index}", None
-    repeat, j = divmod(index - plan.start, plan.period)
-    return f"stacked/block_{j}", repeat
-
-
-def unstack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Stack parameters from the scanned form to one subtree per layer."""
-    out = {}
-    for i in range(config.stored_layers):
-        slot, row = layer_slot(config, i)
-        tree = functools.reduce(lambda node, key: node[key], slot.split("/"), params)
-        out[f"layers_{i}"] = tree if row is None else jax.tree.map(lambda a, r=row: a[r], tree)
-    return out
-
-
-def stack_layers(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Stack parameters from one subtree per layer to the scanned form; the inverse of `unstack_layers`."""
-    plan = scan_plan(config)
-    out = {f"layers_{i}": params[f"layers_{i}"] for i in range(config.stored_layers) if not plan.start <= i < plan.stop}
-    if plan.repeats:
-        out["stacked"] = {}
-        for j in range(plan.period):
-            members = [params[f"layers_{plan.start + r * plan.period + j}"] for r in range(plan.repeats)]
-            out["stacked"][f"block_{j}"] = jax.tree.map(lambda *rows: jnp.stack(rows), *members)
-    return out
-
-
-# The kernels of a layer, and how many of their axes are inputs; those of the source never read tokens as columns.
-SOURCE_KERNELS = {("cross_attention", name): 1 for name in ("key", "value")}
-COLUMN_KERNELS = {
-    **{("self_attention", name): 1 for name in ("query", "key", "value")},
-    ("cross_attention", "query"): 1,
-    **{(part, "out"): 2 for part in ("self_attention", "cross_attention")},
-    **{("mlp", name): 1 for name in ("up", "gate", "down")},
-}
-
-
-def to_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of unstacked layers with kernels [*outputs, *inputs] where tokens are columns."""
-    return _replaced_kernels(layers, COLUMN_KERNELS, lambda kernel, inputs: {"kernel": _moved(kernel, inputs)})
-
-
-def from_columns(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `to_columns`."""
-    back = lambda kernel, inputs: {"kernel": _moved(kernel, kernel.ndim - inputs)}
-    return _replaced_kernels(layers, COLUMN_KERNELS, back)
-
-
-def to_int8(layers: Mapping[str, Any], *, columns: bool) -> dict[str, Any]:
-    """All kernels of unstacked layers as int8 [*outputs, *inputs], with a float32 `kernel_scale` [*outputs] each.
-
-    Args:
-      columns: `layers` come from `to_columns`.
-    """
-
-    def quantised(kernel: jax.Array, inputs: int) -> dict[str, jax.Array]:
-        values, scale = quantise(kernel, tuple(range(kernel.ndim - inputs, kernel.ndim)))
-        return {"kernel": values, "kernel_scale": scale}
-
-    layers = _replaced_kernels(layers if columns else to_columns(layers), COLUMN_KERNELS, quantised)
-    return _replaced_kernels(layers, SOURCE_KERNELS, lambda kernel, n: quantised(_moved(kernel, n), n))
-
-
-def _moved(kernel: jax.Array, first: int) -> jax.Array:
-    """The first axes behind the others."""
-    return jnp.transpose(kernel, (*range(first, kernel.ndim), *range(first)))
-
-
-def _replaced_kernels(
-    layers: Mapping[str, Any], kernels: Mapping[tuple[str, str], int], change: Callable[[jax.Array, int], dict]
-) -> dict[str, Any]:
-    out = {}
-    for layer, parts in layers.items():
-        out[layer] = {part: dict(tree) for part, tree in parts.items()}
-        for (part, name), inputs in kernels.items():
-            if name in parts.get(part, {}):
-                leaves = parts[part][name]
-                out[layer][part][name] = {**leaves, **change(leaves["kernel"], inputs)}
-    return out
+        return x, seen, cache.replace(index=cache.index + count)

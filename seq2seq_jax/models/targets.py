@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.models.losses import IGNORED
 
 
@@ -15,6 +16,15 @@ def pack_begins(pack_ids: jax.Array) -> jax.Array:
     """Where in [batch, length] a new pack begins."""
     first = jnp.ones_like(pack_ids[:, :1], bool)
     return jnp.concatenate([first, pack_ids[:, 1:] != pack_ids[:, :-1]], axis=1)
+
+
+def decoder_inputs_of_labels(
+    config: EncoderDecoderConfig, labels: jax.Array, pack_ids: jax.Array | None = None
+) -> jax.Array:
+    """Decoder inputs of `labels` [batch, length] as the pair's config says; pack_ids: see `shift_tokens_right`."""
+    if config.labels_shift == "last":
+        return wrap_tokens_right(labels, config.pad_token_id, pack_ids)
+    return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id, pack_ids)
 
 
 def shift_tokens_right(

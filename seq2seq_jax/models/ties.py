@@ -11,7 +11,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seq2seq_jax.config import Alias, EncoderDecoderConfig, nearest
-from seq2seq_jax.models.stack import scan_plan
+from seq2seq_jax.models.param_layouts import scan_plan
 
 EMBEDDING = "embeddings/token/embedding"
 OWN_TOKEN = "embeddings/own_token/embedding"

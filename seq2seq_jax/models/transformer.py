@@ -8,15 +8,15 @@ import numpy as np
 
 from seq2seq_jax.config import TransformerConfig, check
 from seq2seq_jax.models.cache import Cache
-from seq2seq_jax.models.kernels import Segments, segments
-from seq2seq_jax.models.layers import Embeddings, Head, Norm, Part
-from seq2seq_jax.models.positions import Bias, RelativeTable, rotations
-from seq2seq_jax.models.stack import Context, LayerOutput, Show, Stack
+from seq2seq_jax.models.kernels import SegmentIds, segment_ids, takes_segment_ids
+from seq2seq_jax.models.layers import Embeddings, Head, Norm, TransformerModule
+from seq2seq_jax.models.positions import RelativePositionBias, RelativePositionTable, rotations
+from seq2seq_jax.models.stack import LayerContext, LayerOutput, OutputFlags, Stack
 from seq2seq_jax.models.targets import pack_begins
 from seq2seq_jax.parallel.axes import constrain
 
 
-def counted_positions(real: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
+def count_positions(real: jax.Array, pack_ids: jax.Array | None) -> jax.Array:
     """Positions [batch, length] that count the `real` tokens from 0, anew in each pack; -1 for the others."""
     real = real.astype(jnp.int32)
     count = jnp.cumsum(real, axis=1)
@@ -47,7 +47,7 @@ def _longest(length: int, pack_ids: jax.Array | None) -> int:
     return max((int(np.bincount(row)[1:].max(initial=0)) for row in np.asarray(pack_ids)), default=0)
 
 
-class Transformer(Part):
+class Transformer(TransformerModule):
     """Ids [batch, length] to states [batch, length, hidden], and states to logits [..., padded_vocab_size]."""
 
     unrolled: bool = False
@@ -59,11 +59,11 @@ class Transformer(Part):
         c, kw = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embeddings = Embeddings(c, **kw)
         if c.relative_bias is not None and not c.relative_bias.per_layer:
-            self.relative_bias = Bias(c, **kw)
+            self.relative_bias = RelativePositionBias(c, **kw)
         if c.disentangled is not None:
-            self.relative_table = RelativeTable(c, **kw)
+            self.relative_table = RelativePositionTable(c, **kw)
         form = {name: getattr(self, name) for name in ("unrolled", "remat", "attention_impl", "scan_unroll")}
-        self.layers = Stack(c, columns=self.columns, **form, **kw)
+        self.layers = Stack(c, outputs_first=self.outputs_first, **form, **kw)
         if c.final_norm:
             self.final_norm = Norm(c, **kw)
         if c.head:
@@ -76,19 +76,19 @@ class Transformer(Part):
             return position_ids if c.position_pad_id is None else position_ids - c.position_offset
         check_length(c, _longest(length, pack_ids))
         if c.position_pad_id is not None and ids is not None:
-            return counted_positions(ids != c.position_pad_id, pack_ids)
+            return count_positions(ids != c.position_pad_id, pack_ids)
         if c.positions_from_mask and mask is not None:
-            return counted_positions(mask, pack_ids)
+            return count_positions(mask, pack_ids)
         if pack_ids is None:
             return jnp.arange(length)[None]
         # A tail may be longer than there are positions: all of it has the first.
-        return jnp.maximum(counted_positions(pack_ids > 0, pack_ids), 0)
+        return jnp.maximum(count_positions(pack_ids > 0, pack_ids), 0)
 
-    def _context(self, positions: jax.Array, queries: jax.Array, keys: jax.Array, masks: tuple, **more) -> Context:
+    def _context(self, positions: jax.Array, queries: jax.Array, keys: jax.Array, masks: tuple, **more) -> LayerContext:
         """What the layers share, of positions [batch, length]; `queries` and `keys` are for relative biases."""
         c = self.config
         shared = c.relative_bias is not None and not c.relative_bias.per_layer
-        return Context(
+        return LayerContext(
             self_masks=masks,
             rotations=rotations(c.rotaries, positions),
             positions=(queries, keys),
@@ -107,8 +107,8 @@ class Transformer(Part):
         token_type_ids: jax.Array | None = None,
         pack_ids: jax.Array | None = None,
         encoder_states: jax.Array | None = None,
-        cross_mask: jax.Array | Segments | None = None,
-        show: Show = Show(),  # noqa: B008
+        cross_mask: jax.Array | SegmentIds | None = None,
+        flags: OutputFlags = OutputFlags(),
     ) -> tuple[jax.Array, list[LayerOutput]]:
         """States after the final norm, and what each layer shows; `mask` [batch, length] is true on tokens, `embeds`
         [batch, length, embedding_size] stand in for the rows of ids, which are None then."""
@@ -117,29 +117,29 @@ class Transformer(Part):
         mask, position_ids, token_type_ids, pack_ids = (None if a is None else jnp.asarray(a) for a in given)
         c, index = self.config, jnp.arange(shape[1])
         positions = self._positions(ids, shape[1], mask, position_ids, pack_ids)
-        x = self.embeddings(ids, positions, token_type_ids, embeds=embeds, train=show.train)
+        x = self.embeddings(ids, positions, token_type_ids, embeds=embeds, train=flags.train)
         masks = self._masks(shape, mask, pack_ids)
-        if c.merged_attention and self.attention_impl != "splash":  # which refuses
+        if c.merged_attention and not takes_segment_ids(self.attention_impl):  # these refuse merged attention
             joint = (*shape, encoder_states.shape[1])
-            masks = tuple(_joined(each, cross_mask, joint) for each in masks)
+            masks = tuple(_concatenate_masks(each, cross_mask, joint) for each in masks)
         context = self._context(positions, index, index, masks, encoder_states=encoder_states, cross_mask=cross_mask)
-        x, shown = self.layers(x, context, show)
+        x, layer_outputs = self.layers(x, context, flags)
         if c.final_norm:
             x = self.final_norm(x)
-        return x, shown
+        return x, layer_outputs
 
     def _masks(self, shape: tuple[int, int], mask: jax.Array | None, pack_ids: jax.Array | None) -> tuple:
         """Who sees whom in self-attention, for each of the config's windows."""
         c, index = self.config, jnp.arange(shape[1])
-        if self.attention_impl == "splash":
-            return (segments(shape, shape, mask, pack_ids, pack_ids),) * len(c.windows)
+        if takes_segment_ids(self.attention_impl):
+            return (segment_ids(shape, shape, mask, pack_ids, pack_ids),) * len(c.windows)
         self_mask = None if mask is None else mask.astype(bool)[:, None, None, :]
         if pack_ids is not None:
-            self_mask = join(self_mask, (pack_ids[:, :, None] == pack_ids[:, None, :])[:, None])
+            self_mask = combine_masks(self_mask, (pack_ids[:, :, None] == pack_ids[:, None, :])[:, None])
         distance = (index[:, None] - index[None, :])[None, None]
         if c.causal:
-            self_mask = join(self_mask, distance >= 0)
-        return tuple(self_mask if w is None else join(self_mask, _within(distance, w)) for w in c.windows)
+            self_mask = combine_masks(self_mask, distance >= 0)
+        return tuple(self_mask if w is None else combine_masks(self_mask, _within(distance, w)) for w in c.windows)
 
     def logits(self, states: jax.Array) -> jax.Array:
         return self.head(states)
@@ -198,13 +198,13 @@ def _within(distance: jax.Array, window: tuple[int, int]) -> jax.Array:
     return (distance <= window[0]) & (-distance <= window[1])
 
 
-def _joined(own: jax.Array | None, cross: jax.Array | None, shape: tuple[int, int, int]) -> jax.Array:
+def _concatenate_masks(own: jax.Array | None, cross: jax.Array | None, shape: tuple[int, int, int]) -> jax.Array:
     """Both side by side, bool [batch, 1, queries, queries + source]; `shape` is (batch, queries, source)."""
     batch, queries, source = shape
     full = lambda mask, keys: jnp.broadcast_to(True if mask is None else mask, (batch, 1, queries, keys))
     return jnp.concatenate([full(own, queries), full(cross, source)], axis=-1)
 
 
-def join(a: jax.Array | None, b: jax.Array) -> jax.Array:
+def combine_masks(a: jax.Array | None, b: jax.Array) -> jax.Array:
     """Both masks."""
     return b if a is None else a & b

@@ -89,13 +89,13 @@ def state_shardings(state: Any, params: Any) -> Any:
       params: arrays or jax.ShapeDtypeStructs with NamedShardings.
     """
     placed = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    whole = NamedSharding(next(iter(placed.values())).sharding.mesh, PartitionSpec())
+    replicated = NamedSharding(next(iter(placed.values())).sharding.mesh, PartitionSpec())
 
     def sharding(path, leaf):
         keys = _keys(path)
         parts = (keys[i:j] for i in range(len(keys)) for j in range(i + 1, len(keys) + 1))
         owner = placed.get(max((part for part in parts if part in placed), key=len, default=None))
-        return owner.sharding if owner is not None and owner.shape == leaf.shape else whole
+        return owner.sharding if owner is not None and owner.shape == leaf.shape else replicated
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -135,7 +135,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, *, rows: int | None = 
 
     Args:
       batch: arrays [rows, ...], or of this process's rows only: [len(local_rows(mesh, rows)), ...].
-      rows: in the whole batch; None: the arrays hold it whole.
+      rows: of the global batch; None: the arrays hold all of it.
 
     Raises:
       ValueError: if the batch does not divide.
@@ -143,12 +143,12 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh, *, rows: int | None = 
     out = {}
     for name, array in batch.items():
         array = np.asarray(array)
-        whole = array.shape[0] if rows is None else rows
-        held = local_rows(mesh, whole)
-        place = np.arange(whole)
-        if len(array) < whole:
+        total = array.shape[0] if rows is None else rows
+        held = local_rows(mesh, total)
+        place = np.arange(total)
+        if len(array) < total:
             place[held] = np.arange(len(held))
         pick = lambda index, a=array, p=place: a[p[index[0]]]
         sharding = batch_sharding(mesh, array.ndim)
-        out[name] = jax.make_array_from_callback((whole, *array.shape[1:]), sharding, pick)
+        out[name] = jax.make_array_from_callback((total, *array.shape[1:]), sharding, pick)
     return out

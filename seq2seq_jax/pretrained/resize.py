@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 
 from seq2seq_jax.models import ties
-from seq2seq_jax.parallel.axes import RULES
+from seq2seq_jax.parallel.axes import LOGICAL_AXIS_RULES
 from seq2seq_jax.pretrained.pair import Pretrained
 from seq2seq_jax.weights.report import Report
 
@@ -60,7 +60,7 @@ def _parts(params: Any) -> int:
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding):
         return 1
-    return math.prod(sharding.mesh.shape.get(axis, 1) for axis in RULES["vocab"])
+    return math.prod(sharding.mesh.shape.get(axis, 1) for axis in LOGICAL_AXIS_RULES["vocab"])
 
 
 def _resized(table: jax.Array, old: int, n: int, rows: int, zero: bool) -> jax.Array:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import TransformerConfig
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.stack import scan_plan
+from seq2seq_jax.models.param_layouts import scan_plan
 from seq2seq_jax.weights.loading import leaves, tied_rows
 
 
@@ -37,7 +37,7 @@ class Product(NamedTuple):
 
 
 MLP_KERNEL = re.compile(r"/mlp/(up|gate)/")
-# The share of a product that the backward pass computes again, by remat policy (models/stack.py).
+# The share of a product that the backward pass computes again, by remat policy (config.REMATS).
 RECOMPUTED = {
     "none": lambda product: 0.0,
     "elementwise": lambda product: 0.0,

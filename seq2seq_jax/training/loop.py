@@ -20,9 +20,9 @@ from seq2seq_jax.data.pipeline import HostBatch, batches
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.evaluation.metrics import check_tokenizers
 from seq2seq_jax.inference.evaluate import Evaluation, evaluate
+from seq2seq_jax.models.cpu import release_memory
 from seq2seq_jax.models.transformer import check_length
 from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
-from seq2seq_jax.parallel.host_memory import release_memory
 from seq2seq_jax.parallel.mesh import batch_parts, local_rows, make_mesh, shard_batch
 from seq2seq_jax.parallel.multihost import is_first
 from seq2seq_jax.parallel.progress import log, progress_bar
@@ -181,7 +181,7 @@ class Run:
             tokenizers_of_metrics=settings.tokenizers,
             batch_size=settings.batch_size,
             decode_limit=None if decode_all else settings.decode_limit,
-            loss_chunk=self.config.loss_chunk,
+            loss_config=self.config.loss,
             progress=is_first(),
         )
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from seq2seq_jax.config import EncoderDecoderConfig
-from seq2seq_jax.models.stack import COLUMN_KERNELS
+from seq2seq_jax.models.param_layouts import DECODER_KERNELS
 from seq2seq_jax.weights.loading import layer_paths
 
 ADAPTERS = "lora"
@@ -65,4 +65,4 @@ def kernel_inputs(path: str, ndim: int) -> int | None:
     if not path.endswith("/kernel") or path == HEAD:
         return None
     part, module, _ = ("", *path.split("/"))[-3:]
-    return COLUMN_KERNELS.get((part, module), 1)
+    return DECODER_KERNELS.get((part, module), 1)

@@ -38,7 +38,7 @@ from seq2seq_jax.training.groups import ParameterGroups, assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState, averaged_params
-from seq2seq_jax.training.step import make_train_step
+from seq2seq_jax.training.step import StepConfig, make_train_step
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
 
@@ -221,27 +221,20 @@ def make_training(
         merge = functools.partial(lora.merge_adapters, config=config.lora)
         model_frozen = lora.merged_frozen(shapes)
     applied, dropout = training_model(model, config)
-    step = make_train_step(
-        applied,
-        tx,
-        learning_rate(config.optimizer, num_steps),
+    step_config = StepConfig(
         seed=config.seed,
         dropout=dropout,
+        dropout_bits=DROPOUT_BITS[config.dropout_bits],
+        loss=config.loss,
+        accumulation=config.batch.accumulation,
         axis_name=axis_name,
-        groups=groups,
-        merge=merge,
         ema_decay=config.ema_decay,
         skip_above=config.optimizer.skip_above,
         scale_loss=config.dtype == "float16",
-        dropout_bits=DROPOUT_BITS[config.dropout_bits],
-        label_smoothing=config.label_smoothing,
-        z_loss=config.z_loss,
-        loss_chunk=config.loss_chunk,
-        loss_vocab_chunk=config.loss_vocab_chunk,
-        accumulation=config.batch.accumulation,
         update_norm=config.update_norm,
-        frozen=model_frozen,
     )
+    schedule = learning_rate(config.optimizer, num_steps)
+    step = make_train_step(applied, tx, schedule, step_config, groups=groups, merge=merge, frozen=model_frozen)
     return Training(config, applied, step, groups, tx, model_frozen)
 
 

@@ -22,7 +22,7 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.config.generation_files import check_as_torch, note_unknown
 from seq2seq_jax.families import registry
-from seq2seq_jax.parallel.axes import RULES
+from seq2seq_jax.parallel.axes import LOGICAL_AXIS_RULES
 from seq2seq_jax.weights.files import read_json
 from seq2seq_jax.weights.report import Report
 
@@ -92,7 +92,7 @@ def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> E
             )
         decoder = registry.from_hf(hf["decoder"], "decoder", cross_attention_size=cross)
     if mesh is not None:
-        parts = math.prod(mesh.shape.get(axis, 1) for axis in RULES["vocab"])
+        parts = math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXIS_RULES["vocab"])
         encoder, decoder = (
             dataclasses.replace(c, padded_vocab_size=-(-c.vocab_size // parts) * parts) for c in (encoder, decoder)
         )
@@ -100,10 +100,12 @@ def pair_from_hf(hf: Mapping[str, Any], mesh: Mesh | None, tie: Any = None) -> E
         own = hf.get("seq2seq_jax", {}).get("tie_encoder_decoder")
         tie = tied if own is None else own
     source = hf if whole else {k: v for k, v in hf.items() if k not in registry.ROLES}
-    model_type = hf["model_type"] if whole else PAIR
-    return EncoderDecoderConfig(
-        encoder, decoder, tie_encoder_decoder=tie, model_type=model_type, source_json=json.dumps(source)
-    )
+    options = {"tie_encoder_decoder": tie, "source_json": json.dumps(source)}
+    if whole:
+        options["model_type"] = hf["model_type"]
+        if hf["model_type"] in registry.family_of(hf).whole.last_label_first:
+            options["labels_shift"] = "last"
+    return EncoderDecoderConfig(encoder, decoder, **options)
 
 
 def _whole_sides(hf: Mapping[str, Any]) -> tuple[TransformerConfig, TransformerConfig, bool | str]:

@@ -22,8 +22,8 @@ from seq2seq_jax.families.registry import FAMILIES
 from seq2seq_jax.families.rules import TRANSPOSE, Op, Rule, linear_rules, rule
 from seq2seq_jax.models import ties
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.stack import layer_slot
-from seq2seq_jax.parallel.axes import partition_spec, shards
+from seq2seq_jax.models.param_layouts import layer_location
+from seq2seq_jax.parallel.axes import num_shards, partition_spec
 from seq2seq_jax.parallel.multihost import to_host
 from seq2seq_jax.weights.files import Checkpoint
 from seq2seq_jax.weights.gguf_files import GgufCheckpoint
@@ -193,7 +193,7 @@ def _layer_places(config: TransformerConfig) -> dict[str, tuple[list[int], bool]
     """Subtree of the stack -> the layers that it holds, and whether they are stacked."""
     places: dict[str, tuple[list[int], bool]] = {}
     for i in range(config.stored_layers):
-        slot, row = layer_slot(config, i)
+        slot, row = layer_location(config, i)
         places.setdefault(slot, ([], row is not None))[0].append(i)
     return places
 
@@ -392,7 +392,7 @@ def leaf_sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
     """
     spec = partition_spec(leaf.axes, mesh)
     for axis, size, entry in zip(leaf.axes, leaf.shape, spec):
-        count = shards(entry, mesh)
+        count = num_shards(entry, mesh)
         if size % count:
             legal = ", ".join(str(n) for n in range(1, min(size, 64) + 1) if size % n == 0)
             raise ValueError(

@@ -8,6 +8,7 @@ import pytest
 from seq2seq_jax.decoding import engine
 from seq2seq_jax.decoding.automata import TokenTrie
 from seq2seq_jax.decoding.generate import generate
+from seq2seq_jax.models import cpu
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 
 BERT = {
@@ -62,9 +63,9 @@ def test_source_read_in_parts_is_read_whole(pair, monkeypatch):
     mask, types = draw.random(SOURCE.shape) > 0.3, draw.integers(0, 2, SOURCE.shape)
     states = model.apply(variables, SOURCE, mask, types, method="encode")
     expected = model.apply(variables, states, method="source_keys_values")
-    monkeypatch.setattr(engine, "CPU_TOKENS", 4 * SOURCE.shape[1])  # of nine rows three at a time
+    monkeypatch.setattr(cpu, "ENCODED_TOKENS", 4 * SOURCE.shape[1])  # of nine rows three at a time
     source = engine.Source(SOURCE, mask, np.arange(len(SOURCE)))
-    lowered = jax.jit(lambda: engine.source_read(model, variables, source, {"token_type_ids": types})).lower()
+    lowered = jax.jit(lambda: engine.encode_source(model, variables, source, {"token_type_ids": types})).lower()
     assert "while" in lowered.as_text() and "tensor<3x3x11xi1>" in lowered.as_text()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), lowered.compile()(), expected)
 

@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import seq2seq_jax as s2s
+from seq2seq_jax.config import LossConfig
 from seq2seq_jax.models.int8 import int8_product, quantise
 
 BERT = {
@@ -74,10 +75,9 @@ def test_a_pair_decodes_both_ways(pair):
     np.testing.assert_allclose(form.generate(IDS, **settings).sequences_scores, near.sequences_scores, rtol=1e-6)
     log_probs = [s2s.score(p.model, p.params, IDS, None, exact.sequences).token_log_probs for p in (form, pair)]
     assert 0 < np.abs(log_probs[0] - log_probs[1]).max() < 0.01
+    batch = {"input_ids": IDS, "labels": exact.sequences}
     losses = [
-        form.model.apply(
-            {"params": form.params}, input_ids=IDS, labels=exact.sequences, chunk=chunk, method="token_losses"
-        )
+        form.model.apply({"params": form.params}, **batch, loss_config=LossConfig(chunk=chunk), method="token_losses")
         for chunk in (None, 4)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from seq2seq_jax.config import DataConfig
+from seq2seq_jax.config import DataConfig, LossConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation import loss
@@ -53,7 +53,7 @@ def test_in_chunks(work, monkeypatch):
     found = []
     for chunk in (None, CHUNK):
         programs.clear()
-        options = {"metrics": ["rouge"], "batch_size": ROWS, "loss_chunk": chunk}
+        options = {"metrics": ["rouge"], "batch_size": ROWS, "loss_config": LossConfig(chunk=chunk)}
         found.append(evaluation.evaluate(pair, examples, tokenizers, make_mesh(data=-1), **options).scores["loss"])
         for tokens, jaxpr in programs:
             assert most_logits(jaxpr) == (chunk or tokens) * toy.BERT["vocab_size"]
@@ -68,7 +68,6 @@ def test_mean_of_all_target_tokens(work):
     expected = jax.jit(pair.model.apply)(
         {"params": pair.params}, *pad(ids, 0, length=14), labels=pad(labels, IGNORED, length=5)[0]
     ).loss
-    found = loss.corpus_loss(
-        pair.model, pair.params, examples, make_mesh(data=-1), batch_size=ROWS, source_pad_id=0, loss_chunk=CHUNK
-    )
+    options = {"batch_size": ROWS, "source_pad_id": 0, "loss_config": LossConfig(chunk=CHUNK)}
+    found = loss.corpus_loss(pair.model, pair.params, examples, make_mesh(data=-1), **options)
     assert found == pytest.approx(float(expected), rel=1e-5)

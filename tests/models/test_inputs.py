@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from seq2seq_jax.config import LossConfig
 from seq2seq_jax.decoding.scoring import score
 from seq2seq_jax.models.encoder_decoder import EncoderDecoderOutput
-from seq2seq_jax.models.losses import spread_weights
+from seq2seq_jax.models.losses import label_weights
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
-from seq2seq_jax.training.step import loss_and_grads
+from seq2seq_jax.training.step import StepConfig, loss_and_grads
 from tests.weights.checkpoints import BERT, GPT2, TOKENS, noisy
 
 SMALL = {**BERT, "num_hidden_layers": 1}
@@ -130,17 +131,17 @@ LABELS = np.array([[5, -100, 7, 8, -100], [3, 4, 5, 6, 7]])
 def test_weights_of_tokens_examples_and_packs():
     tokens = np.arange(1.0, 11.0).reshape(2, 5)
     real = LABELS != -100
-    np.testing.assert_array_equal(spread_weights(tokens, LABELS), tokens * real)
-    np.testing.assert_array_equal(spread_weights(np.array([2, 3]), LABELS), np.array([[2], [3]]) * real)
-    np.testing.assert_array_equal(spread_weights(np.array([[2.0], [3.0]]), LABELS), np.array([[2], [3]]) * real)
+    np.testing.assert_array_equal(label_weights(tokens, LABELS), tokens * real)
+    np.testing.assert_array_equal(label_weights(np.array([2, 3]), LABELS), np.array([[2], [3]]) * real)
+    np.testing.assert_array_equal(label_weights(np.array([[2.0], [3.0]]), LABELS), np.array([[2], [3]]) * real)
     packs = np.array([[2.0, 3.0, 0.0], [4.0, 5.0, 6.0]])
-    np.testing.assert_array_equal(spread_weights(packs, LABELS, PACKS), [[2, 0, 3, 3, 0], [4, 5, 5, 5, 6]])
-    assert np.isnan(spread_weights(packs[:, :2], LABELS, PACKS)[1, 4])
+    np.testing.assert_array_equal(label_weights(packs, LABELS, PACKS), [[2, 0, 3, 3, 0], [4, 5, 5, 5, 6]])
+    assert np.isnan(label_weights(packs[:, :2], LABELS, PACKS)[1, 4])
     with pytest.raises(ValueError, match=r"loss_weights has shape \[2, 3\]; give \[2, 5\].*decoder_pack_ids"):
-        spread_weights(packs, LABELS)
+        label_weights(packs, LABELS)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulation": 2}, {"loss_chunk": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2}, {"loss": LossConfig(chunk=3)}], ids=str)
 def test_weighted_loss(pair, options):
     """sum(weight * loss) / sum(weight) of the token losses, and its gradient by finite weights' linearity."""
     draw = np.random.default_rng(1)
@@ -152,7 +153,7 @@ def test_weighted_loss(pair, options):
     expected = np.sum(losses * weights) / np.sum(counted)
     batch = {"input_ids": IDS, "labels": labels, "loss_weights": weights}
     np.testing.assert_allclose(pair.model.apply(variables, **batch).loss, expected, rtol=1e-5)
-    run = jax.jit(lambda params, batch: loss_and_grads(pair.model, params, batch, **options))
+    run = jax.jit(lambda params, batch: loss_and_grads(pair.model, params, batch, config=StepConfig(**options)))
     loss, grads, tokens = run(pair.params, batch)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert tokens == np.sum(labels != -100)

@@ -53,7 +53,7 @@ def test_splash_equals_plain_attention(causal):
     mask = (packs[:, :, None] == packs[:, None]) & real[:, None] & (distance <= window[0])
     mask &= -distance <= window[1]
     mask = jnp.asarray(mask & (distance >= 0) if causal else mask)[:, None]
-    sight = kernels.segments(packs.shape, packs.shape, real, packs, packs)
+    sight = kernels.segment_ids(packs.shape, packs.shape, real, packs, packs)
     sees = np.asarray(mask.any(-1))[..., None]
 
     def plain(q, k, v):

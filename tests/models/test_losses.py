@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -5,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seq2seq_jax.config import LossConfig
 from seq2seq_jax.models.losses import chunked_token_losses, cross_entropy, token_losses
 
 RNG = np.random.default_rng(0)
@@ -27,14 +29,14 @@ def by_hand(smoothing=0.0, z=0.0, rows=7):
 
 @pytest.mark.parametrize(("smoothing", "z"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-2)])
 def test_equals_the_sum_by_hand(smoothing, z):
-    loss = cross_entropy(LOGITS, LABELS, label_smoothing=smoothing, z_loss=z)
+    loss = cross_entropy(LOGITS, LABELS, config=LossConfig(smoothing, z))
     np.testing.assert_allclose(float(loss), by_hand(smoothing, z), rtol=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_padded_vocabulary_takes_no_part(smoothing):
     padded = np.concatenate([LOGITS, np.full((2, 5, 3), 50.0, np.float32)], axis=-1)
-    loss = lambda x: cross_entropy(x, LABELS, vocab_size=7, label_smoothing=smoothing)
+    loss = lambda x: cross_entropy(x, LABELS, config=LossConfig(smoothing), vocab_size=7)
     np.testing.assert_allclose(float(loss(padded)), by_hand(smoothing), rtol=1e-6)
     grad = jax.grad(loss)(jnp.asarray(padded))
     assert np.isfinite(grad).all() and (np.asarray(grad)[..., 7:] == 0).all()
@@ -54,7 +56,7 @@ def test_equals_torch(smoothing):
     loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
     theirs = loss(torch.tensor(LOGITS).reshape(-1, 7), torch.tensor(LABELS).reshape(-1))
     np.testing.assert_allclose(
-        float(cross_entropy(LOGITS, LABELS, label_smoothing=smoothing)), float(theirs), rtol=1e-6
+        float(cross_entropy(LOGITS, LABELS, config=LossConfig(smoothing))), float(theirs), rtol=1e-6
     )
 
 
@@ -75,11 +77,11 @@ def head(dtype=jnp.float32, bias=True):
     return jnp.asarray(states, dtype), jnp.asarray(kernel, dtype), jnp.asarray(offset) if bias else None, labels
 
 
-def plain(states, kernel, bias, labels, softcap=None, **options):
+def plain(states, kernel, bias, labels, config=LossConfig(), softcap=None, **options):
     logits = jnp.einsum("bth,vh->btv", states, kernel, preferred_element_type=jnp.float32)
     logits = logits if bias is None else logits + bias
     logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-    return token_losses(logits, labels, **options)
+    return token_losses(logits, labels, config, **options)
 
 
 def values_and_grads(function, states, kernel, bias, labels, **options):
@@ -107,8 +109,9 @@ CHUNKED = {
 def test_chunked_equals_plain(case):
     options = {"vocab_size": VOCAB, **CHUNKED[case]}
     inputs = head(options.pop("dtype", jnp.float32), options.pop("bias", True))
+    names = {field.name for field in dataclasses.fields(LossConfig)}
+    options["config"] = LossConfig(**{name: options.pop(name) for name in names & set(options)})
     found = values_and_grads(chunked_token_losses, *inputs, **options)
-    options.pop("vocab_chunk", None), options.pop("chunk")
     expected = values_and_grads(plain, *inputs, **options)
     for a, b in zip(found, expected, strict=True):
         tolerance = 2e-2 if case == "bfloat16" else 1e-6
@@ -128,14 +131,16 @@ def test_chunked_logits_never_exist_whole():
         return max(np.prod([int(size) for size in shape.split(",")]) for shape in shapes)
 
     assert largest(plain) >= labels.size * VOCAB
-    assert largest(chunked_token_losses, chunk=32) == max(labels.size * WIDTH, 32 * PADDED)
-    assert largest(chunked_token_losses, chunk=32, vocab_chunk=10) <= labels.size * WIDTH
+    assert largest(chunked_token_losses, config=LossConfig(chunk=32)) == max(labels.size * WIDTH, 32 * PADDED)
+    assert largest(chunked_token_losses, config=LossConfig(chunk=32, vocab_chunk=10)) <= labels.size * WIDTH
 
 
 def test_bad_chunks_and_labels():
     states, kernel, bias, labels = head()
     with pytest.raises(ValueError, match="vocab_chunk is 0; give a whole number from 1 up"):
-        chunked_token_losses(states, kernel, bias, labels, chunk=1, vocab_chunk=0)
+        LossConfig(chunk=1, vocab_chunk=0)
+    with pytest.raises(ValueError, match="vocab_chunk is 7, and chunk is not given; give both"):
+        LossConfig(vocab_chunk=7)
     labels[0, 0] = VOCAB
-    losses = chunked_token_losses(states, kernel, bias, labels, chunk=8, vocab_size=VOCAB)
+    losses = chunked_token_losses(states, kernel, bias, labels, LossConfig(chunk=8), vocab_size=VOCAB)
     assert np.isnan(losses[0, 0]) and np.isfinite(losses).sum() == labels.size - 1

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from seq2seq_jax.config import EncoderDecoderConfig
 from seq2seq_jax.decoding.generate import decoding_params
 from seq2seq_jax.families.registry import from_hf
-from seq2seq_jax.models import attention, layers
+from seq2seq_jax.models import cpu, layers
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
 from seq2seq_jax.models.layers import Dropout
 from seq2seq_jax.models.targets import shift_tokens_right
@@ -186,7 +186,7 @@ def test_shown_layers(one):
 @pytest.mark.parametrize("tile, axes", [(3, 5), (4, 4)], ids=["source in tiles", "source whole"])
 def test_cached_equals_uncached_and_beams_keep_apart(pair, apply, monkeypatch, tile, axes):
     """Beams of one row decode different tokens in one cache, swap places half-way, and stay what they were."""
-    monkeypatch.setattr(attention, "KEY_TILE", tile)
+    monkeypatch.setattr(cpu, "KEY_TILE", tile)
     model, params = pair.model.for_decoding(), pair.model.decoding_params(pair.params)
     source, mask = ids(0, 2, 6), np.array([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
     tokens = np.stack([ids(i, 2, 6) for i in range(3)], axis=1)  # [batch, beams, length]
@@ -241,18 +241,18 @@ def test_decoding_form_is_not_stored(one, tmp_path):
         quantize(form)
 
 
-def test_few_tokens_meet_the_head_as_columns(one, monkeypatch):
+def test_few_tokens_are_the_heads_right_operand(one, monkeypatch):
     """The same logits, in another order of the product."""
     states = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, 12)), jnp.float32)
 
     def lowered():
         return jax.jit(lambda x: one.model.apply({"params": one.params}, x, method="logits")).lower(states)
 
-    columns = lowered()
+    few = lowered()
     monkeypatch.setattr(layers, "FEW_TOKENS", 5)
-    rows = lowered()
-    assert "transpose" in columns.as_text() and "transpose" not in rows.as_text()
-    np.testing.assert_allclose(columns.compile()(states), rows.compile()(states), rtol=1e-5, atol=1e-5)
+    many = lowered()
+    assert "transpose" in few.as_text() and "transpose" not in many.as_text()
+    np.testing.assert_allclose(few.compile()(states), many.compile()(states), rtol=1e-5, atol=1e-5)
 
 
 def test_id_outside_the_vocabulary(pair, apply):

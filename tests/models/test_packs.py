@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from seq2seq_jax.data.pipeline import make_batch
 from seq2seq_jax.data.plan import Bucket
 from seq2seq_jax.models.targets import shift_tokens_right, wrap_tokens_right
-from seq2seq_jax.models.transformer import counted_positions
+from seq2seq_jax.models.transformer import count_positions
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from tests.weights.checkpoints import noisy
 
@@ -127,10 +127,10 @@ def test_shifts_restart_in_each_pack():
 def test_positions_restart_in_each_pack():
     packs = np.array([[1, 1, 1, 2, 2, 0, 0]])
     real = np.array([[1, 1, 1, 1, 1, 0, 0]], bool)
-    np.testing.assert_array_equal(counted_positions(real, packs), [[0, 1, 2, 0, 1, -1, -1]])
-    np.testing.assert_array_equal(counted_positions(real, None), [[0, 1, 2, 3, 4, -1, -1]])
+    np.testing.assert_array_equal(count_positions(real, packs), [[0, 1, 2, 0, 1, -1, -1]])
+    np.testing.assert_array_equal(count_positions(real, None), [[0, 1, 2, 3, 4, -1, -1]])
     real[0, 3] = False  # a pack that begins with what is not counted
-    np.testing.assert_array_equal(counted_positions(real, packs), [[0, 1, 2, -1, 0, -1, -1]])
+    np.testing.assert_array_equal(count_positions(real, packs), [[0, 1, 2, -1, 0, -1, -1]])
 
 
 def test_pack_longer_than_the_positions():

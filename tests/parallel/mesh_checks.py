@@ -1,5 +1,6 @@
 """Run by test_mesh.py in a process of its own, with 8 virtual devices: prints one line per check that held."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 import seq2seq_jax as s2s
-from seq2seq_jax.config import DROPOUT_BITS
+from seq2seq_jax.config import DROPOUT_BITS, LossConfig
 from seq2seq_jax.models import kernels
 from seq2seq_jax.models.attention import attend
 from seq2seq_jax.models.layers import Dropout
@@ -20,7 +21,7 @@ from seq2seq_jax.parallel.data_parallel import AXIS, PmapStep, unreplicate
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
 from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.state import TrainState
-from seq2seq_jax.training.step import loss_and_grads, make_train_step
+from seq2seq_jax.training.step import StepConfig, loss_and_grads, make_train_step
 from tests.parallel import steps
 from tests.parallel.steps import flat, true_rows
 
@@ -68,12 +69,12 @@ assert re.search(r"f32\[4,10,16\]", text) and not re.search(r"f32\[16,10,16\]", 
 held("activations are split as asked")
 
 # The loss in chunks: 16 of the 96 target tokens, 4 on each part of the batch.
-batch, loss = steps.make_batch(), {"label_smoothing": 0.1, "z_loss": 1e-2}
-step = lambda model, **more: jax.jit(lambda p, b: loss_and_grads(model, p, b, **loss, **more)[:2])
-loss_1, grads_1 = step(one.model)(one.params, batch)
+batch, loss = steps.make_batch(), LossConfig(label_smoothing=0.1, z_loss=1e-2)
+step = lambda model, loss: jax.jit(lambda p, b: loss_and_grads(model, p, b, config=StepConfig(loss=loss))[:2])
+loss_1, grads_1 = step(one.model, loss)(one.params, batch)
 with jax.set_mesh(mesh):
     sharded = shard_batch(batch, mesh)
-    chunked = step(many.model, loss_chunk=16).lower(many.params, sharded).compile()
+    chunked = step(many.model, dataclasses.replace(loss, chunk=16)).lower(many.params, sharded).compile()
     loss_8, grads_8 = chunked(many.params, sharded)
 np.testing.assert_allclose(float(loss_8), float(loss_1), rtol=1e-6)
 for path, g in flat(grads_1).items():
@@ -90,7 +91,7 @@ held("chunked loss")
 kernels.INTERPRET = True
 draw = lambda n, heads: jax.random.normal(jax.random.key(n), (8, heads, 128, 8))
 real = np.arange(128) < np.arange(72, 136, 8)[:, None]
-numbers = kernels.segments((8, 128), (8, 128), real)
+numbers = kernels.segment_ids((8, 128), (8, 128), real)
 sees = jnp.asarray(real)[:, None, None, :] & jnp.tril(jnp.ones((128, 128), bool))
 options = {"scale": 0.3, "causal": True, "window": None, "softcap": None}
 for kv_heads, heads in ((1, 4), (2, 2)):  # keys of one head for all stay whole, and so do the heads
@@ -123,7 +124,7 @@ np.testing.assert_array_equal(np.asarray(beams_8.sequences), np.asarray(beams_1.
 np.testing.assert_allclose(np.asarray(beams_8.sequences_scores), np.asarray(beams_1.sequences_scores), rtol=1e-5)
 held("beam search")
 
-step = make_train_step(one.model, steps.TX, steps.SCHEDULE, seed=0, dropout=False, axis_name=AXIS)
+step = make_train_step(one.model, steps.TX, steps.SCHEDULE, StepConfig(dropout=False, axis_name=AXIS))
 step = PmapStep(step)
 state, losses = step.replicate(TrainState.create(one.params, steps.TX)), []
 for _ in range(5):

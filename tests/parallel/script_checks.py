@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from absl.testing import flagsaver
 
-from seq2seq_jax.config import DataConfig, GenerationConfig
+from seq2seq_jax.config import DataConfig, GenerationConfig, LossConfig
 from seq2seq_jax.data.encoding import encode_pairs
 from seq2seq_jax.data.sources import load_pairs
 from seq2seq_jax.evaluation.loss import corpus_loss
@@ -135,9 +135,8 @@ def evaluation():
 
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
-        chunked = corpus_loss(
-            seen[-1].model, seen[-1].params, examples, mesh, batch_size=8, source_pad_id=0, loss_chunk=6
-        )
+        options = {"batch_size": 8, "source_pad_id": 0, "loss_config": LossConfig(chunk=6)}
+        chunked = corpus_loss(seen[-1].model, seen[-1].params, examples, mesh, **options)
     np.testing.assert_allclose(chunked, expected.scores["loss"], rtol=1e-5)
     held("the loss in chunks")
     check_refusals(*arguments)

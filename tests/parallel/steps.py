@@ -15,7 +15,7 @@ import seq2seq_jax as s2s
 from seq2seq_jax.parallel.axes import partition_spec
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
 from seq2seq_jax.training.state import TrainState
-from seq2seq_jax.training.step import make_train_step
+from seq2seq_jax.training.step import StepConfig, make_train_step
 from seq2seq_jax.weights.loading import leaves
 
 # No two widths are the same, so that the shapes in a program tell what is what.
@@ -87,7 +87,7 @@ def true_rows(path, array, like):
 def take(pair, mesh=None, *, accumulation=1, count=5):
     """`count` steps on the same batch. A program for given places refuses arrays elsewhere, so that what it gives must
     lie where what it took lay."""
-    step = make_train_step(pair.model, TX, SCHEDULE, seed=0, dropout=False, accumulation=accumulation)
+    step = make_train_step(pair.model, TX, SCHEDULE, StepConfig(dropout=False, accumulation=accumulation))
     state, batch = TrainState.create(pair.params, TX), make_batch()
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         batch = batch if mesh is None else shard_batch(batch, mesh)

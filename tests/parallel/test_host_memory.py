@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
-from seq2seq_jax.parallel.host_memory import keep_memory
+from seq2seq_jax.models.cpu import keep_memory
 
 kept = sys.argv[1] == "keep" and keep_memory()
 step = jax.jit(lambda x: (jnp.tanh(x[:, None] * x) @ jnp.cos(x[:, None] - x)).sum(0))  # temporaries of 16 MiB each

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs import bertsum, rothe
 from seq2seq_jax.config import GroupConfig, LayerSettings, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.encoder_decoder import EncoderDecoder
-from seq2seq_jax.models.stack import scan_plan, unstack_layers
+from seq2seq_jax.models.param_layouts import scan_plan, unstack_layers
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs
 from seq2seq_jax.training.configs import train_config
 from seq2seq_jax.training.groups import assign_groups, check_unfreezing

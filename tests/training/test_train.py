@@ -13,14 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from seq2seq_jax.config import OptimizerConfig, TrainConfig, from_mapping
+from seq2seq_jax.config import LossConfig, OptimizerConfig, TrainConfig, from_mapping
 from seq2seq_jax.pretrained.pair import from_encoder_decoder_configs, from_pretrained
 from seq2seq_jax.training.configs import describe, train_config
 from seq2seq_jax.training.groups import assign_groups
 from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState
-from seq2seq_jax.training.step import loss_and_grads, make_train_step
+from seq2seq_jax.training.step import StepConfig, loss_and_grads, make_train_step
 from tests.weights.checkpoints import BERT, TOKENS, make_pair, standalone
 
 ROOT = Path(__file__).parent.parent.parent
@@ -176,7 +176,7 @@ def batches(n):
 
 def test_step_learns_compiles_once_and_repeats(pair):
     tx = optax.with_extra_args_support(optax.adamw(1e-2))
-    step = jax.jit(make_train_step(pair.model, tx, optax.constant_schedule(1e-2), seed=3))
+    step = jax.jit(make_train_step(pair.model, tx, optax.constant_schedule(1e-2), StepConfig(seed=3)))
     batch = next(batches(1))
 
     def losses():
@@ -197,8 +197,8 @@ def test_accumulation_is_one_large_batch(pair):
     batch["labels"] = batch["labels"].copy()
     batch["labels"][0, 1:] = -100  # parts of unequal weight
     one, many = (  # the parts with their losses in chunks
-        jax.jit(lambda p, n=n, c=c: loss_and_grads(pair.model, p, batch, accumulation=n, loss_chunk=c))(pair.params)
-        for n, c in ((1, None), (4, 3))
+        jax.jit(lambda p, config=config: loss_and_grads(pair.model, p, batch, config=config))(pair.params)
+        for config in (StepConfig(), StepConfig(accumulation=4, loss=LossConfig(chunk=3)))
     )
     np.testing.assert_allclose(one[0], many[0], rtol=1e-6)
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one[1]))
@@ -210,7 +210,7 @@ def test_frozen_parameters_stay(pair):
     config = OptimizerConfig(learning_rate=1e-2, freeze=("encoder/",))
     groups = assign_groups(config, pair.config, pair.params, 5)
     tx, frozen = optimizer(config, groups), groups.frozen
-    step = jax.jit(make_train_step(pair.model, tx, lambda t: 0.0, seed=0, frozen=frozen, dropout=False))
+    step = jax.jit(make_train_step(pair.model, tx, lambda t: 0.0, StepConfig(dropout=False), frozen=frozen))
     state, _ = step(TrainState.create(pair.params, tx), next(batches(1)))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, pair.params)
     assert all(jax.tree.leaves(same["encoder"])) and not any(jax.tree.leaves(same["decoder"]["head"]))

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from seq2seq_jax.config import Alias
-from seq2seq_jax.models.stack import from_columns, scan_plan
+from seq2seq_jax.models.param_layouts import inputs_first, scan_plan
 from seq2seq_jax.pretrained.pair import (
     from_encoder_decoder_configs,
     from_encoder_decoder_pretrained,
@@ -190,7 +190,7 @@ def test_alias_of_some_layers():
         from_encoder_decoder_configs(BERT, {**BERT, "num_hidden_layers": 2}, **TOKENS, tie_encoder_decoder=tie)
     )
     full = pair.model.decoding_params(pair.params)
-    decoder = from_columns(full["decoder"]["layers"])
+    decoder = inputs_first(full["decoder"]["layers"])
     for ours, theirs in ((0, 1), (1, 2)):
         equal(decoder[f"layers_{ours}"]["mlp"], full["encoder"]["layers"][f"layers_{theirs}"]["mlp"])
     equal(pair.model.training_params(full), pair.params)

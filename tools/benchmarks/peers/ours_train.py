@@ -7,7 +7,7 @@ from ours_decode import peak, rates, reset
 
 import seq2seq_jax as s2s
 from seq2seq_jax.config import TrainConfig, from_mapping
-from seq2seq_jax.parallel.host_memory import keep_memory, release_memory
+from seq2seq_jax.models.cpu import keep_memory, release_memory
 from seq2seq_jax.parallel.mesh import make_mesh, shard_batch
 from seq2seq_jax.training.setup import make_training
 
