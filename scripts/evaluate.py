@@ -30,7 +30,6 @@ from seq2seq_jax.config import (
     ROUGE_TOKENIZERS,
     DataConfig,
     EncoderDecoderConfig,
-    check_choice,
 )
 
 FLAGS = flags.FLAGS
@@ -41,10 +40,9 @@ flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_string("data", None, "The examples.", required=True)
 flags.DEFINE_string("output", None, "A directory for scores.json and predictions.jsonl.", required=True)
 flags.DEFINE_list("metrics", ["rouge", "bleu"], f"Any of {', '.join(METRICS)}.")
-flags.DEFINE_string(
-    "rouge_tokenizer", "auto", f"What splits texts into words for ROUGE: {', '.join(ROUGE_TOKENIZERS)}."
-)
-flags.DEFINE_string("bleu_tokenize", "13a", f"sacrebleu's tokenizer for BLEU: {', '.join(BLEU_TOKENIZERS)}.")
+flags.register_validator("metrics", lambda names: set(names) <= {*METRICS}, f"give any of {', '.join(METRICS)}")
+flags.DEFINE_enum("rouge_tokenizer", "auto", ROUGE_TOKENIZERS, "The tokenizer for ROUGE.")
+flags.DEFINE_enum("bleu_tokenize", "13a", BLEU_TOKENIZERS, "sacrebleu's tokenizer for BLEU.")
 flags.DEFINE_integer("limit", None, "At most so many examples.")
 flags.DEFINE_string(
     "source_field", None, "Column of the texts to read (within objects: a.b); default: as in training, or 'document'."
@@ -64,9 +62,6 @@ def data_settings(known: DataConfig | None, config: EncoderDecoderConfig) -> Dat
 
 def main(argv: list[str]) -> None:
     command.check_no_arguments(argv)
-    for name in FLAGS.metrics:
-        check_choice(name, METRICS, "--metrics")
-
     import jax
 
     from seq2seq_jax.data.encoding import encode_pairs

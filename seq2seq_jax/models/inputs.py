@@ -139,18 +139,6 @@ def check_states(name: str, states: Any, hidden: int) -> None:
         raise ValueError(f"{name} has shape {list(np.shape(states))}; give [..., {hidden}]")
 
 
-def shape_of(name: str, value: Any) -> tuple[int, ...]:
-    """The shape of an argument; lists whose rows differ in length, and texts, are an error that names it."""
-    try:
-        shape, kind = np.shape(value), "i" if hasattr(value, "dtype") else np.asarray(value).dtype.kind
-    except ValueError as error:
-        raise ValueError(f"{name} has rows of different lengths; pad them to one length, [batch, length]") from error
-    kind = value.dtype.kind if isinstance(value, np.ndarray) else kind
-    if kind not in "biufV":  # V: bfloat16
-        raise ValueError(f"{name} holds {str(np.asarray(value).flat[0])!r}; give numbers")
-    return shape
-
-
 def _check_shape(name: str, array: Any, shapes: tuple[tuple[int, ...], ...], rows: str) -> None:
     if array is not None and (shape := shape_of(name, array)) not in shapes:
         raise ValueError(f"{name} has shape {list(shape)} and {rows}; give it {list(shapes[0])}")

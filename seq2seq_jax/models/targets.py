@@ -74,7 +74,7 @@ def shape_of(name: str, array: Any) -> tuple[int, ...]:
     """The shape of an argument, given as an array or as nested lists.
 
     Raises:
-      ValueError: for lists of different lengths.
+      ValueError: for lists of different lengths, and for texts.
     """
     if isinstance(array, (list, tuple)):
         lengths = {len(row) if isinstance(row, (list, tuple)) or np.ndim(row) else 1 for row in array}
@@ -82,6 +82,9 @@ def shape_of(name: str, array: Any) -> tuple[int, ...]:
             raise ValueError(
                 f"{name} is a ragged list, with rows of {min(lengths)} to {max(lengths)}; pad it: tokenizer(texts)"
             )
+        array = np.asarray(array)
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufV":  # V: bfloat16
+        raise ValueError(f"{name} holds {array.flat[0]!r}; give numbers")
     return np.shape(array)
 
 

@@ -32,7 +32,7 @@ class StepConfig:
         by their weights.
       axis_name: the pmap axis over which the batch is split; sums go over it, so that uneven parts weigh rightly.
       ema_decay: of state.ema, if the state has it.
-      skip_above: see `skip_step`. scale_loss: the loss is scaled by state.skip_state.loss_scale (float16).
+      skip_above: see `skip_step`. scale_loss: whether the loss is scaled by state.skip_state.loss_scale (float16).
       update_norm: whether that is among the metrics; for it alone XLA writes all updates to memory on a CPU.
     """
 
@@ -149,9 +149,8 @@ def make_train_step(
         count = state.step - state.skip_state.skipped
         grads = grads if groups is None else groups.mask_gradients(grads, count)
         norm = optax.tree.norm(grads)
-        skip, skip_state = skip_step(
-            state.skip_state, loss, norm, skip_above=config.skip_above, loss_scale=config.scale_loss
-        )
+        options = {"skip_above": config.skip_above, "loss_scale": config.scale_loss}
+        skip, skip_state = skip_step(state.skip_state, loss, norm, **options)
         good = ~skip
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params, good=good)

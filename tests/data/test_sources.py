@@ -51,7 +51,7 @@ def test_directory_with_splits(tmp_path):
             json.dumps({"document": split, "summary": "x"}) + "\n"
         )
     assert load_pairs(f"{tmp_path / 'set'}:validation", **FIELDS)["source"][:] == ["validation"]
-    with pytest.raises(FileNotFoundError, match="no split 'test' of a data set"):
+    with pytest.raises(FileNotFoundError, match="the split 'test' of a data set"):
         load_pairs(f"{tmp_path / 'set'}:test", **FIELDS)
 
 

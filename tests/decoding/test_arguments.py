@@ -97,9 +97,9 @@ class Unhashable:
         ),
         ({"return_dict_in_generate": "yes"}, "return_dict_in_generate is 'yes'; give True, False or None"),
         ({"generation_config": 4}, "generation_config is 4; give a GenerationConfig, ours or transformers'"),
-        ({"input_ids": [[3, 4], [5]]}, "input_ids has rows of different lengths; pad them, and give a mask"),
-        ({"attention_mask": [[1, 1], [1]]}, "attention_mask has rows of different lengths; pad them, and give a mask"),
-        ({"decoder_input_ids": [[3, 4], [5], [6]]}, "decoder_input_ids has rows of different lengths; pad them"),
+        ({"input_ids": [[3, 4], [5]]}, "input_ids is a ragged list, with rows of 1 to 2; pad it"),
+        ({"attention_mask": [[1, 1], [1]]}, "attention_mask is a ragged list, with rows of 1 to 2; pad it"),
+        ({"decoder_input_ids": [[3, 4], [5], [6]]}, "decoder_input_ids is a ragged list, with rows of 1 to 2; pad it"),
     ],
 )
 def test_refusals(pair, options, message):

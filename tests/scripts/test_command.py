@@ -60,6 +60,11 @@ def named(text, script, err):
         ("train", ["--config=configs/rothe.py:large", "--workdir=x"], "has no variants, so 'large' is unknown"),
         ("train", ["--config=configs/rothe.py", "--config.optimzer.b1=0.1"], "optimzer.*optimizer"),
         ("generate", ["--model=x", "--mbr=chf"], "mbr=chf.*chrf"),
+        (
+            "evaluate",
+            ["--model=x", "--data=y", "--output=z", "--metrics=rogue"],
+            r"metrics=\['rogue'\]: give any of bleu",
+        ),
         ("convert", ["--input=x", "--encoder=y", "--decoder=z", "--output=o"], "give either --input"),
         ("make_pairs", ["--sourse=x"], "Unknown command line flag 'sourse'. Did you mean: source"),
     ],
