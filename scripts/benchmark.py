@@ -1,4 +1,4 @@
-"""Measures; each subject prints a table of its own.
+"""Measures loading, decoding, training or batching, and prints a table.
 
 scripts/benchmark.py load [--devices=8] [--layers=12]    memory while a random sharded checkpoint is read
 scripts/benchmark.py decode [--rows=headline] [--systems=ours,torch] [--output=FILE]    ours beside others
@@ -57,7 +57,7 @@ def load() -> None:
     from tools.benchmarks.loading import measure_load, write_random_checkpoint
 
     with tempfile.TemporaryDirectory() as directory:
-        child = os.fork()  # so that what writing takes does not count
+        child = os.fork()  # so that the memory that writing takes does not count
         if child == 0:
             write_random_checkpoint(Path(directory), FLAGS.layers)
             os._exit(0)
@@ -107,7 +107,7 @@ def batches() -> None:
 
 
 def report(work, subject, rows, options) -> None:
-    """Measures rows of tools.benchmarks.decoding or .training; prints their table."""
+    """Measures rows with tools.benchmarks.decoding or .training, and prints the table."""
     from tools.benchmarks.peers.systems import parse_systems
     from tools.benchmarks.side_by_side import machine
 
@@ -119,7 +119,7 @@ def report(work, subject, rows, options) -> None:
                 results += found
                 file.writelines(json.dumps(subject.as_json(result, found)) + "\n" for result in found)
                 file.flush()
-        finally:  # hours of figures outlive a peer that fails
+        finally:  # a failing peer must not lose hours of results
             print(subject.table(results))
 
 

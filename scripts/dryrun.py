@@ -1,4 +1,4 @@
-"""Compiles a run's training step and search for devices that are not there, and says what they need and cost at best.
+"""Compiles a run's training step and search without its devices; prints their memory, collectives and least time.
 
 scripts/dryrun.py --config=configs/x.py --topology=v5e:16x16 [--config.mesh.fsdp=8] [--output=FILE.json]
 scripts/dryrun.py --config=configs/x.py --devices=8 [--chip=v5e]    virtual CPU devices; bounds as of that chip
@@ -8,8 +8,8 @@ No weights are read: only the config.json of encoder and decoder, or what --enco
 file, or the JSON itself: '{"model_type": "bert", "num_hidden_layers": 24}'). TPU topologies need libtpu (pip install
 'jax[tpu]'), and no TPU. A compilation takes minutes.
 
-The training step is computed in config.dtype, over parameters in float32, as in the run (--config.dtype=bfloat16 for
-bfloat16); the search in float32, as the run's evaluation and scripts/generate.py have it.
+The training step computes in config.dtype with float32 parameters, as the run does (--config.dtype=bfloat16 for
+bfloat16). The search computes in float32, as the run's evaluation and scripts/generate.py do.
 """
 
 import json
@@ -25,25 +25,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CONFIG = config_flag.define()
 TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, CHIP:AxB or CHIP:AxBxC: v5e:16x16, v5p:4x4x4 ...")
-DEVICES = flags.DEFINE_integer("devices", None, "So many virtual CPU devices, instead of a topology.", lower_bound=1)
-CHIP = flags.DEFINE_string("chip", None, "With --devices: the chip whose figures stand in for the CPU's; default: v5e.")
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "The number of virtual CPU devices, in place of a topology.", lower_bound=1
+)
+CHIP = flags.DEFINE_string("chip", None, "With --devices: the chip whose speed and memory are assumed; default: v5e.")
 ENCODER = flags.DEFINE_string("encoder_config", None, "The encoder's config.json, a path or JSON; else config.encoder.")
 DECODER = flags.DEFINE_string("decoder_config", None, "The decoder's, likewise.")
 DTYPE = flags.DEFINE_string(
-    "dtype", None, "Of both parts' computation; default: config.dtype for the training step, float32 for the search."
+    "dtype", None, "The dtype of both parts; default: config.dtype for the training step, float32 for the search."
 )
 PARTS = flags.DEFINE_list("parts", ["train", "decode"], "What to compile.")
 SEARCH = flags.DEFINE_integer(
     "search",
     None,
-    "Try all meshes, in place of config.mesh, and compile the best so many training steps.",
+    "Compare all meshes, in place of config.mesh, and compile the training steps of so many, the best by estimate.",
     lower_bound=1,
 )
 OUTPUT = flags.DEFINE_string("output", None, "A file for the figures as JSON.")
 
 
 def side(given, config):
-    """The content of a side's config.json, and what to call it."""
+    """The content of a side's config.json, and its name in messages."""
     from seq2seq_jax.weights.files import local_directory, read_json
 
     if given is None and config is None:

@@ -1,4 +1,7 @@
-"""Padding, buckets and packing, side by side: an epoch of real lengths, from the time of one step of each shape."""
+"""Compares padding, buckets and packing by the time of an epoch of real lengths.
+
+The time is computed from that of one step of each shape.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from tools.benchmarks.training import LEARNING_RATE
 from tools.log import log
 
 SIZE = "small"
-# Tokens of a step, padding included; those of 8 rows of the longest source and target.
+# Tokens of a step, padding included: as many as 8 rows of the longest source and target have.
 TOKENS = 8 * (512 + 64)
 WAYS = {
     "padded": BatchConfig(tokens=TOKENS, multiple=1),
@@ -37,11 +40,11 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Result:
-    """One way to make batches.
+    """An epoch with one way to make batches.
 
     Attributes:
-      shapes: how many batches of each an epoch has. times: seconds of a step of each, without the first.
-      tokens: source and target tokens of an epoch, padding aside. flops: of an epoch's steps.
+      shapes: the number of batches of each shape. times: seconds of the steps of each shape after the first.
+      tokens: source and target tokens without padding. flops: of all steps.
     """
 
     way: str
@@ -52,7 +55,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Of an epoch."""
+        """The time of an epoch."""
         return sum(count * statistics.median(self.times[shape]) for shape, count in self.shapes.items())
 
     @property
@@ -70,7 +73,7 @@ def read(data: str, pair: str) -> tuple[EncodedPairs, int]:
 
 
 def parse_ways(names: Sequence[str]) -> tuple[str, ...]:
-    """Ways by name; none: all.
+    """The ways of these names; without names, all.
 
     Raises:
       ValueError: for an unknown name; names the nearest.
@@ -83,7 +86,7 @@ def parse_ways(names: Sequence[str]) -> tuple[str, ...]:
 def measure(
     encoded: EncodedPairs, pad: int, options: Options, ways: Sequence[str], size: str = SIZE
 ) -> Iterator[Result]:
-    """Each way's result, by steps of a pair of `SIZES[size]` with random weights.
+    """Yields each way's result, measured with a pair of `SIZES[size]` with random weights.
 
     Raises:
       ValueError: if a token is outside that pair's vocabulary.
@@ -94,8 +97,8 @@ def measure(
         f"the data holds the token {most}, and {size} has {SIZES[size].vocab}; give tokenizers of fewer",
     )
     common = (size, options.device, options.environments, options.in_place)
-    told = {"learning_rate": LEARNING_RATE, "config": dict(options.config)}
-    with started([SYSTEMS["ours"]], *common, work="train", **told) as peers:
+    setting = {"learning_rate": LEARNING_RATE, "config": dict(options.config)}
+    with started([SYSTEMS["ours"]], *common, work="train", **setting) as peers:
         for way in ways:
             yield _result(way, WAYS[way], encoded, pad, peers["ours"], options.repeats, size)
 
@@ -119,7 +122,7 @@ def _result(
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a line for each way, compared with the first."""
+    """A Markdown table with a line for each way, compared with the first."""
     lines = ["| way | shapes | steps | full | seconds an epoch | tokens/s | first / this | of its FLOPs |"]
     lines.append("|---" * 8 + "|")
     for r in results:
@@ -132,7 +135,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """One line of --output."""
+    """A result as a line of --output."""
     shapes = [
         {**vars(bucket), "steps": count, "times": list(result.times[bucket])} for bucket, count in result.shapes.items()
     ]

@@ -1,4 +1,7 @@
-"""Decoding, side by side: ours, torch's generate, the Flax class of transformers 4, CTranslate2, and the floor."""
+"""Measures decoding by ours, torch's generate, the Flax class of transformers 4 and CTranslate2.
+
+The floor is a lower bound on the time, from the machine's measured speed.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,12 @@ from tools.benchmarks.side_by_side import Options, Rates, figures, in_turn, mode
 
 
 class Row(NamedTuple):
-    """One decode: a random batch, written to exactly `steps` tokens, or (CORPUS) texts, written to their ends.
+    """What is decoded: a random batch, to exactly `steps` tokens, or the texts of a corpus, each to its end.
 
     Attributes:
-      size: of `SIZES`, or the pair's directory. source, steps: tokens; of a corpus the number of texts, and 0.
-      growth: is for ours alone, to see what a token costs as they get more.
+      size: one of `SIZES`, or the pair's directory. source, steps: numbers of tokens; for a corpus, the number of texts
+        and 0.
+      growth: whether the row measures how the cost of a token grows with their number; ours alone decodes it.
     """
 
     size: str
@@ -59,13 +63,13 @@ KINDS = ("headline", "grid", "growth", CORPUS, "all")
 
 
 def parse_rows(names: Iterable[str], device: str, pair: str) -> tuple[Row, ...]:
-    """Rows of names: headline, grid, growth, corpus, all (of these), or SIZE:BATCHxBEAMSxSOURCExSTEPS.
+    """The rows of these names: headline, grid, growth, corpus, all (of these), or SIZE:BATCHxBEAMSxSOURCExSTEPS.
 
     Args:
-      pair: the directory of the corpus's pair.
+      pair: the directory of the pair that decodes the corpus.
 
     Raises:
-      ValueError: for a name that is none; names the nearest.
+      ValueError: for an unknown name; names the nearest.
     """
     kinds = {
         "headline": HEADLINES[device],
@@ -113,8 +117,11 @@ def step_work(size: Size, row: Row, position: int, width: int) -> tuple[float, f
 
 
 def floor_seconds(size: Size, row: Row, rates: Rates, width: int) -> float:
-    """The time below which a decode in numbers of `width` bytes cannot be: all FLOPs as fast as a large matrix product,
-    and each step at least as long as it takes to read what it needs.
+    """The least time of a row, in seconds: all FLOPs at the rate of a large matrix product, and each step at least as
+    long as reading its bytes takes.
+
+    Args:
+      width: bytes of a number.
     """
     steps = [step_work(size, row, position, width) for position in range(1, row.steps + 1)]
     limits = (max(flops / rates.flops, count / rates.bandwidth) for flops, count in steps)
@@ -123,14 +130,15 @@ def floor_seconds(size: Size, row: Row, rates: Rates, width: int) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """One system on one row.
+    """What one system measured on one row.
 
     Attributes:
-      times: seconds of each call after the first; first: of that one, which compiles.
-      tokens: that were written. peak: bytes of memory at most, of the process (CPU) or on the device (GPU), weights
-        included, in the calls after the first; peak_since: "start" where it could only be read from the start on.
-      outputs: of each text, ids or a string; None if not told.
-      floor: seconds, None if not known. rates, versions: of the machine and the system.
+      times: seconds of each call after the first. first: seconds of the first call, which compiles.
+      tokens: the number of tokens written.
+      peak: the most memory in use in the calls after the first, in bytes, of the process (CPU) or on the device (GPU),
+        weights included. peak_since: "start" if it could only be read for the time since the start.
+      outputs: ids or a string for each text; None if the system does not return them.
+      floor: seconds; None if unknown. rates: of the machine. versions: of the system's packages.
     """
 
     system: str
@@ -151,7 +159,7 @@ class Result:
 
 
 class _Task(NamedTuple):
-    """What the systems are asked for a row, and how many tokens an answer has."""
+    """The request for a row, and a function that counts the tokens of an answer."""
 
     row: Row
     request: Mapping[str, Any]
@@ -159,13 +167,13 @@ class _Task(NamedTuple):
 
 
 def measure(rows: Sequence[Row], systems: Sequence[System], options: Options) -> Iterator[list[Result]]:
-    """Each row's results, as they come. The processes are new for each row, so that its memory is its own.
+    """Yields the results of each row when they are there. New processes for each row keep their peak memory apart.
 
     Raises:
-      RuntimeError: if a peer cannot be started, ends early, or writes fewer tokens than asked for.
+      RuntimeError: if a peer cannot be started, ends early, or writes fewer tokens than requested.
       FileNotFoundError: if the corpus's pair or data are missing.
     """
-    # All before the first is run, so that what is missing shows at once.
+    # All requests are made before the first is sent, so that a missing file is reported at once.
     tasks = [_texts(row, options) if row.corpus else _random_ids(row) for row in rows]
     for task in tasks:
         able = [s for s in systems if _takes(s, task.row)]
@@ -179,7 +187,7 @@ def _takes(system: System, row: Row) -> bool:
 
 def _interleaved(task: _Task, peers: Mapping[str, Peer], options: Options) -> list[Result]:
     answers = in_turn(peers, task.request, options, str(task.row))
-    # Last, since on a GPU the memory that it takes would count as the row's.
+    # After the calls, because on a GPU its memory would count as the row's.
     rates = None if task.row.corpus else rates_of(peers, options.device)
     floor = rates and floor_seconds(SIZES[task.row.size], task.row, rates, options.width)
     return [_result(name, task, got, floor, rates, peers[name].versions) for name, got in answers.items()]
@@ -251,7 +259,7 @@ HEADER = (
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a line for each result, then what the columns mean and what a token costs as they get more."""
+    """A Markdown table with a line for each result, an explanation of the columns, and the lines of `growth`."""
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     lines += [f"| {' | '.join(_cells(r, reference_of(r, results)))} |" for r in results]
     lines += [
@@ -269,7 +277,7 @@ def _since_start(results: Sequence[Result]) -> str:
 
 
 def equal_outputs(result: Result, reference: Result | None) -> int | None:
-    """How many outputs are those of `reference`; None if it has none, or is another model."""
+    """How many outputs equal those of `reference`; None if one of both has none."""
     if reference is None or result.outputs is None or reference.outputs is None:
         return None
     return sum(a == b for a, b in zip(result.outputs, reference.outputs))
@@ -295,7 +303,7 @@ def _cells(result: Result, reference: Result | None) -> list[str]:
 
 
 def growth(results: Sequence[Result]) -> list[str]:
-    """What a step costs between the step counts of a system's growth rows, the floor's cost beside it."""
+    """The cost of a step between successive numbers of steps of a system's growth rows, with the floor of that cost."""
     lines = []
     for name in dict.fromkeys(r.system for r in results if r.row.growth):
         mine = sorted((r for r in results if r.row.growth and r.system == name), key=lambda r: r.row.steps)
@@ -311,6 +319,6 @@ def growth(results: Sequence[Result]) -> list[str]:
 
 
 def as_json(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """One line of --output."""
+    """A result as a line of --output."""
     reference = reference_of(result, results)
     return {**figures(result, reference), "tokens": result.tokens, "equal_outputs": equal_outputs(result, reference)}

@@ -1,4 +1,4 @@
-"""How much memory it takes to read a checkpoint."""
+"""Measures the memory and the time that loading a checkpoint takes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LoadFigures(NamedTuple):
     """Bytes and seconds.
 
     Attributes:
-      tree: all parameters. largest: the largest one, as stored. tensor: the largest of the file's tensors.
-      peak: resident memory of the process at its highest, over that before. devices: what each device holds.
+      tree: of all parameters. largest: of the largest parameter as stored. tensor: of the largest tensor of the file.
+      peak: the highest resident memory of the process, less that before. devices: of the parameters on each device.
     """
 
     tree: int
@@ -32,14 +32,14 @@ class LoadFigures(NamedTuple):
 
 
 def write_random_checkpoint(directory: Path, layers: int = 12) -> None:
-    """A pair of two BERTs of base width with random weights, in shards of 200 MB; with 12 layers each about 1 GB."""
+    """Writes a pair of two BERTs of base width with random weights, in shards of 200 MB; 12 layers a side make 1 GB."""
     bert = {"model_type": "bert", "num_hidden_layers": layers}
     pair = from_encoder_decoder_configs(bert, bert, decoder_start_token_id=101, pad_token_id=0)
     save_pretrained(directory, pair, max_shard_size="200MB")
 
 
 def measure_load(directory: Path, mesh: Mesh | None) -> LoadFigures:
-    """Reads a pair and watches the process meanwhile; wants a process of its own, and Linux."""
+    """Loads a pair and watches the memory of the process. It needs a process of its own and Linux."""
     jax.block_until_ready(jax.numpy.zeros(1))
     before, highest, done = _resident(), [0], threading.Event()
 

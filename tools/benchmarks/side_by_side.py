@@ -1,4 +1,4 @@
-"""Systems side by side: each a process of its own, asked in turn, and how fast the machine is meanwhile."""
+"""Runs systems side by side, each in a process of its own and one call at a time, and measures the machine's speed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tools.benchmarks.peers.processes import Peer
 from tools.benchmarks.peers.systems import DTYPES, SYSTEMS, Size
 from tools.log import log
 
-REFERENCE = "torch"  # what times, and outputs, are compared with
-# Of the matrices that the machine is measured with: [width, width] and [8 * width, width], 128 MiB and 1 GiB.
+REFERENCE = "torch"  # the system that times and outputs are compared with
+# The speed of the machine is measured with matrices [width, width] and [8 * width, width], of 128 MiB and 1 GiB.
 RATE_WIDTHS = {"cpu": 2048, "gpu": 8192}
 
 
 class Rates(NamedTuple):
-    """What the machine was seen to do: FLOP/s of a large matrix product, bytes/s of its memory."""
+    """The measured speed of the machine: FLOP/s of a large matrix product, bytes/s of its memory."""
 
     flops: float
     bandwidth: float
@@ -33,15 +33,16 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure.
+    """Options of a measurement.
 
     Attributes:
       device: "cpu" (float32) or "gpu" (bfloat16).
-      repeats: calls after the first, whose median counts. turn: how many of them one system makes in a row.
-      environments: where the peers' environments and models are, or are made; see `REQUIREMENTS`.
+      repeats: the number of calls after the first; their median is reported. turn: how many of them one system makes in
+        a row.
+      environments: the directory of the peers' environments and models, which are made if missing; see `REQUIREMENTS`.
       in_place: all peers use this Python.
-      data: the corpus row's texts (see `load_pairs`), under "document".
-      config: fields of a run's config for ours, where it trains.
+      data: the texts of the corpus row (see `load_pairs`), in the column "document".
+      config: fields of our run's config for training.
     """
 
     device: str = "cpu"
@@ -76,8 +77,8 @@ def model_of(size: Size) -> EncoderDecoder:
 def in_turn(
     peers: Mapping[str, Peer], request: Mapping[str, Any], options: Options, label: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Each system's answers: a first call, then options.repeats, for which all are asked in turn, so that what else the
-    machine does hits all alike; one works at a time."""
+    """Each system's answers: to a first call, then to options.repeats calls. The systems take turns, and only one works
+    at a time, so that other load on the machine affects all of them alike."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
     for calls in (1, *[options.turn] * (options.repeats // options.turn)):
         for name, got in answers.items():
@@ -88,7 +89,7 @@ def in_turn(
 
 
 def rates_of(peers: Mapping[str, Peer], device: str) -> Rates | None:
-    """How fast the machine is, as ours sees it; None if it is not among `peers`."""
+    """The speed of the machine, measured by our peer; None if it is not among `peers`."""
     ours = next((peer for name, peer in peers.items() if SYSTEMS[name].peer == "ours"), None)
     if ours is None:
         return None
@@ -98,12 +99,12 @@ def rates_of(peers: Mapping[str, Peer], device: str) -> Rates | None:
 
 
 def reference_of(result: Any, results: Sequence[Any]) -> Any | None:
-    """The `REFERENCE`'s result on the same row, if it is among `results`."""
+    """The result of `REFERENCE` on the same row, if it is among `results`."""
     return next((r for r in results if r.system == REFERENCE and r.row == result.row), None)
 
 
 def figures(result: Any, reference: Any | None) -> dict[str, Any]:
-    """What every line of --output has: the row's fields, times, memory, and what they were measured with."""
+    """The fields of every line of --output: the row's, times, memory, the machine's speed, versions."""
     return {
         "system": result.system,
         **result.row._asdict(),
@@ -120,7 +121,7 @@ def figures(result: Any, reference: Any | None) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Facts of this machine."""
+    """Processor, cores, memory (bytes) and operating system of this machine."""
     return {
         "processor": _field("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),

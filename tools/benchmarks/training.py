@@ -1,4 +1,7 @@
-"""Training steps, side by side: ours, torch (eager and compiled), the Flax class of transformers 4, and the floor."""
+"""Measures training steps of ours, torch (eager and compiled) and the Flax class of transformers 4.
+
+The floor is a lower bound on the time, from the machine's measured speed.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,11 @@ KINDS = ("headline", "cost", "all")
 
 
 class Row(NamedTuple):
-    """One step: AdamW with clipping, dropout of 0.1 as the checkpoint says; `batch` examples of `source` + `target`
-    tokens, none of which is padding."""
+    """A training step with AdamW and clipping, and dropout of 0.1 as in the checkpoint's config.
+
+    Attributes:
+      size: one of `SIZES`. batch: examples, each of `source` and `target` tokens without padding.
+    """
 
     size: str
     batch: int
@@ -40,16 +46,16 @@ HEADLINES = {
     "cpu": (Row("base", 8, 128, 64), Row("small", 8, 128, 64)),
     "gpu": (Row("base", 32, 512, 128), Row("small", 32, 512, 128)),
 }
-# What a token costs as texts get longer, batches and vocabularies larger.
+# The cost of a token with longer texts, other batches and other vocabularies.
 COST = tuple(Row("small", *shape) for shape in ((8, 64, 32), (8, 256, 64), (8, 512, 64), (2, 128, 64), (32, 128, 64)))
 COST += (Row("small-8k", 8, 128, 64), Row("small-120k", 8, 128, 64))
 
 
 def parse_rows(names: Iterable[str], device: str) -> tuple[Row, ...]:
-    """Rows of names: headline, cost, all (of these), or SIZE:BATCHxSOURCExTARGET.
+    """The rows of these names: headline, cost, all (of these), or SIZE:BATCHxSOURCExTARGET.
 
     Raises:
-      ValueError: for a name that is none; names the nearest.
+      ValueError: for an unknown name; names the nearest.
     """
     kinds = {"headline": HEADLINES[device], "cost": COST, "all": HEADLINES[device] + COST}
     return tuple(dict.fromkeys(row for name in names for row in kinds.get(name) or (_shape(name),)))
@@ -74,13 +80,14 @@ def model_flops(size: Size, row: Row) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """One system on one row.
+    """What one system measured on one row.
 
     Attributes:
-      times: seconds of each step after the first; first: of that one, which compiles. losses: of all steps, nats.
-      peak: bytes of memory at most, of the process (CPU) or on the device (GPU), in the steps after the first;
-        peak_since: "start" where it could only be read from the start on.
-      rates: of the machine, None if ours was not there. versions: of the system.
+      times: seconds of each step after the first. first: seconds of the first step, which compiles.
+      losses: of all steps, in nats.
+      peak: the most memory in use in the steps after the first, in bytes, of the process (CPU) or on the device (GPU).
+        peak_since: "start" if it could only be read for the time since the start.
+      rates: of the machine; None if ours was not among the systems. versions: of the system's packages.
     """
 
     system: str
@@ -99,12 +106,12 @@ class Result:
 
     @property
     def floor(self) -> float | None:
-        """Seconds that the products would take at the rate of a large one."""
+        """The seconds that the model's FLOPs take at the rate of a large matrix product."""
         return self.rates and model_flops(SIZES[self.row.size], self.row) / self.rates.flops
 
 
 def measure(rows: Sequence[Row], systems: Sequence[System], options: Options) -> Iterator[list[Result]]:
-    """Each row's results, as they come. The processes are new for each row, so that its memory is its own.
+    """Yields the results of each row when they are there. New processes for each row keep their peak memory apart.
 
     Raises:
       RuntimeError: if a peer cannot be started or ends early.
@@ -146,7 +153,7 @@ HEADER = (
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a line for each result, then what the columns mean."""
+    """A Markdown table with a line for each result, and an explanation of the columns."""
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     lines += [f"| {' | '.join(_cells(r, reference_of(r, results)))} |" for r in results]
     return "\n".join([
@@ -177,6 +184,6 @@ def _cells(result: Result, reference: Result | None) -> list[str]:
 
 
 def as_json(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """One line of --output."""
+    """A result as a line of --output."""
     reference = reference_of(result, results)
     return {**figures(result, reference), "losses": list(result.losses)}

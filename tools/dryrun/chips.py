@@ -28,6 +28,7 @@ def tpu_devices(topology: str) -> tuple[Chip, Sequence[Any]]:
     Raises:
       ValueError: for an unknown topology; names some that are known.
       ModuleNotFoundError: without libtpu.
+      RuntimeError: if another process uses libtpu.
     """
     name, colon, shape = topology.partition(":")
     read = bool(colon) and re.fullmatch(r"\d+(x\d+)*", shape) is not None
@@ -45,6 +46,11 @@ def tpu_devices(topology: str) -> tuple[Chip, Sequence[Any]]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options)
     except RuntimeError as error:
+        if "lockfile" in str(error):
+            raise RuntimeError(
+                "another process uses libtpu, which one process may use at a time; wait for it to end, or set the"
+                " environment variable ALLOW_MULTIPLE_LIBTPU_LOAD=1"
+            ) from error
         if "not installed" in str(error) or "libtpu" in str(error):
             raise ModuleNotFoundError(f"TPU topologies need libtpu; run: {INSTALL}") from error
         raise ValueError(f"topology {topology!r}: {error}; legal are {EXAMPLES}") from error

@@ -19,8 +19,9 @@ OPERAND = re.compile(r"%?([A-Za-z_][\w.\-]*)(?=\s*(?:,|$))")
 HEADER = re.compile(r"(ENTRY )?%?(\S+) (?:\(.*)?\{$", re.MULTILINE)
 CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 ALIASED = re.compile(r"\{(\d+)\}: \((\d+), \{\}")
-# Attributes that refer to other parts of the text.
-REFERENCES = re.compile(r", (?:metadata|control-predecessors)=\{[^}]*\}")
+# Attributes that refer to other parts of the text, or are for profilers; those of a kernel fill several lines.
+BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+NOTES = re.compile(rf", (?:metadata|frontend_attributes|control-predecessors)={BRACES}")
 
 
 class Shape(NamedTuple):
@@ -57,7 +58,7 @@ class Instruction:
 
     Attributes:
       shapes: the arrays that result. operands: their names. inner: the text in the parentheses. attributes: the text
-        behind them. type: of the result, as it is written. line: all of it, without references to other parts.
+        behind them. type: of the result, as it is written. line: all of it, without `NOTES`.
     """
 
     name: str
@@ -114,11 +115,11 @@ class Program:
         self.entry = ""
         self._texts: dict[str, str] = {}
         self._devices = max(map(int, re.findall(r"num_partitions=(\d+)", text)), default=1)
-        for block in text.split("\n\n"):
+        for block in NOTES.sub("", text).split("\n\n"):
             block = block.strip("\n")
             if header := HEADER.match(block):
                 name = header.group(2)
-                self._texts[name] = REFERENCES.sub("", block.removeprefix("ENTRY "))
+                self._texts[name] = block.removeprefix("ENTRY ")
                 found = (_instruction(line) for line in block.splitlines()[1:])
                 self.computations[name] = {i.name: i for i in found if i is not None}
                 self.entry = name if header.group(1) else self.entry
@@ -214,7 +215,7 @@ def _instruction(line: str) -> Instruction | None:
         inner=inner,
         attributes=after[close:],
         type=kind,
-        line=REFERENCES.sub("", line),
+        line=line,
     )
 
 

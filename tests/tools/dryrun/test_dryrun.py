@@ -304,13 +304,27 @@ def test_bad_topologies(name, says):
     assert repr(name) in str(error.value)
 
 
-def test_what_is_missing(monkeypatch):
-    def absent(**_):
-        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+LIBTPU_ERRORS = {
+    "JAX TPU support not installed; cannot generate TPU topology.": (ModuleNotFoundError, r"pip install 'jax\[tpu\]'"),
+    "ABORTED: Internal error when accessing libtpu multi-process lockfile.": (
+        RuntimeError,
+        "another process uses libtpu",
+    ),
+}
 
-    monkeypatch.setattr(chips.topologies, "get_topology_desc", absent)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax\[tpu\]'"):
+
+@pytest.mark.parametrize("error", LIBTPU_ERRORS)
+def test_libtpu_is_missing_or_in_use(monkeypatch, error):
+    def fail(**_):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", fail)
+    kind, says = LIBTPU_ERRORS[error]
+    with pytest.raises(kind, match=says):
         chips.tpu_devices("v5e:2x4")
+
+
+def test_unknown_chips_and_missing_devices():
     with pytest.raises(ValueError, match="chip 'v5' is unknown: did you mean"):
         chips.chip_named("v5")
     with pytest.raises(ValueError, match="xla_force_host_platform_device_count=99"):

@@ -1,5 +1,5 @@
-"""Programs that do one and the same piece of work in environments of their own; `processes.py` runs them.
+"""Programs of the systems that are compared; each does the same work in an environment of its own.
 
-Each is run as a file by the Python of its environment, so it imports `harness` from its own directory and nothing of
-this package, ours excepted.
+`processes.py` runs each as a file with the Python of its environment. So a program imports `harness` from this
+directory, and only ours imports our packages.
 """

@@ -12,7 +12,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 
 class Names:
-    """In place of a tokenizer: token i is called t<i>."""
+    """Stands for a tokenizer: the name of token i is t<i>."""
 
     bos_token, eos_token, unk_token = "t1", "t2", "t3"
 
@@ -45,7 +45,7 @@ def main(directory, size):
     config = BartConfig(
         vocab_size=size["vocab"], d_model=size["hidden"], max_position_embeddings=size["positions"], **sides,
         pad_token_id=0, bos_token_id=1, decoder_start_token_id=1, eos_token_id=2, forced_eos_token_id=None,
-        # The converter asks for these, which BartConfig no longer has.
+        # The converter reads these fields, which BartConfig no longer has.
         normalize_before=False, add_final_layer_norm=False, normalize_embedding=True,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:

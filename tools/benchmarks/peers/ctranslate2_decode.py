@@ -1,4 +1,4 @@
-"""CTranslate2 on a converted BART."""
+"""Decoding by CTranslate2, of a converted BART."""
 
 import ctranslate2
 import harness
@@ -11,9 +11,9 @@ def load(setting):
 
 
 def decode(translator, request):
-    source = [[f"t{i}" for i in row] for row in request["input_ids"]]  # so convert_bart.py names them
+    source = [[f"t{i}" for i in row] for row in request["input_ids"]]  # the names that convert_bart.py gives
     steps = request["steps"]
-    # Lengths of 0 cut nothing; the least length keeps the end token from being written.
+    # A length of 0 truncates nothing; the minimum length keeps the end token from being written.
     options = dict(
         beam_size=request["beams"], max_decoding_length=steps, min_decoding_length=steps,
         max_input_length=0, max_batch_size=0,

@@ -1,4 +1,4 @@
-"""The Flax class that transformers 4 had."""
+"""Decoding by the Flax class that transformers 4 had."""
 
 import harness
 import jax
@@ -17,12 +17,12 @@ def decode(model, request):
     length = request["steps"] + 1
     options = dict(
         num_beams=request["beams"], max_length=length, do_sample=False,
-        # It knows no way to have no end token: the least length keeps the one that it gets from being written.
+        # It needs an end token; the minimum length keeps it from being written.
         min_length=length, eos_token_id=1, decoder_start_token_id=1, pad_token_id=PAD,
     )  # fmt: skip
 
-    # Called bare, it compiles its loop anew each time. Its `encode` hands positions to BERT as token types, of which
-    # there are two (beyond them all is NaN, and nothing is written); zeros are right for both, and BERT counts itself.
+    # Without jit it compiles its loop in each call. Its `encode` passes positions to BERT as token types, of which BERT
+    # has two (others give NaN, and nothing is written). Zeros are right as types, and BERT makes positions by itself.
     @jax.jit
     def compiled(ids, params):
         mask, zeros = jax.numpy.ones_like(ids), jax.numpy.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""The Flax class that transformers 4 had, in the step of its summarisation example (a jitted step of a TrainState)."""
+"""Training steps of the Flax class that transformers 4 had, as in its summarisation example."""
 
 import harness
 import jax

@@ -24,7 +24,7 @@ def serve(load, kinds, packages, device_memory=None):
       device_memory: for a GPU, reset(), which resets the peak and returns whether it could, and peak() in bytes.
     """
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    os.dup2(2, 1)  # so that output of libraries does not mix with the answers
     setting = json.loads(sys.stdin.readline())
     state = load(setting)
     reset, peak = device_memory if setting["device"] == "gpu" else (reset_resident, peak_resident)

@@ -1,4 +1,4 @@
-"""seq2seq_jax's generate, and how fast this machine is under jax."""
+"""Decoding by seq2seq_jax, and a measurement of the machine's speed under jax."""
 
 import time
 
@@ -32,7 +32,7 @@ def decode(state, request):
 
 def corpus(state, request):
     from seq2seq_jax.inference.corpus import decode_ids
-    from seq2seq_jax.text.tokenizer import Tokenizers  # the other kinds need less installed
+    from seq2seq_jax.text.tokenizer import Tokenizers  # imported here because the other kinds need fewer packages
 
     pair, setting = state
     tokenizers = Tokenizers.load(setting["directory"], setting["directory"])
@@ -49,13 +49,13 @@ def corpus(state, request):
 
 def rates(state, request):
     dtype, width = jnp.dtype(state[1]["dtype"]), request["width"]
-    rows = 8 * width  # of the matrix that is copied, or read once by a vector: it must not fit into caches
+    rows = 8 * width  # of the matrix that is copied or multiplied by a vector; it must not fit into the caches
 
     def work():
         square = jax.random.normal(jax.random.key(0), (width, width), dtype)
         tall = jax.random.normal(jax.random.key(0), (rows, width), dtype)
         product = _fastest(jax.jit(jnp.matmul), square, square)
-        # A copy reads and writes; a product with a vector reads. The better of the two is what the memory gives.
+        # A copy reads and writes, a product with a vector only reads; the better rate is taken.
         copy = 2 * tall.nbytes / _fastest(jax.jit(lambda x: x + 1), tall)
         read = tall.nbytes / _fastest(jax.jit(jnp.matmul), tall, square[0])
         return {"flops": 2 * width**3 / product, "bandwidth": max(copy, read), "chip": jax.devices()[0].device_kind}
@@ -64,7 +64,7 @@ def rates(state, request):
 
 
 def _fastest(function, *arguments, repeats=10):
-    """Seconds of the fastest of some calls, after one that compiles."""
+    """Seconds of the fastest of `repeats` calls, after one that compiles."""
     jax.block_until_ready(function(*arguments))
     best = float("inf")
     for _ in range(repeats):
@@ -75,7 +75,7 @@ def _fastest(function, *arguments, repeats=10):
 
 
 def reset():
-    return False  # jax counts from the start of the process
+    return False  # jax's peak counts from the start of the process
 
 
 def peak():

@@ -1,4 +1,4 @@
-"""seq2seq_jax's training step, as a run makes it."""
+"""The training step of seq2seq_jax, as a run makes it."""
 
 import harness
 import jax
@@ -13,7 +13,7 @@ from seq2seq_jax.training.setup import make_training
 
 
 def load(setting):
-    keep_memory()  # as scripts/train.py does, and below its loop
+    keep_memory()  # as scripts/train.py does; `release_memory` below as its loop does
     if jax.default_backend() != setting["device"]:
         raise RuntimeError(f"jax runs on {jax.default_backend()}, not {setting['device']}; install jax for it")
     mesh = make_mesh(data=-1)

@@ -1,4 +1,4 @@
-"""transformers' generate on PyTorch."""
+"""Decoding by transformers' generate on PyTorch."""
 
 import os
 
@@ -18,7 +18,7 @@ def load(setting):
 def decode(state, request):
     model, setting = state
     ids = torch.tensor(request["input_ids"], device=model.device)
-    model.generation_config.eos_token_id = None  # in a call's settings None means "as there"
+    model.generation_config.eos_token_id = None  # in a call's arguments None means the value of generation_config
     options = dict(num_beams=request["beams"], max_new_tokens=request["steps"], do_sample=False)
     if setting.get("compile"):
         options["cache_implementation"] = "static"
@@ -33,13 +33,13 @@ def decode(state, request):
 
 
 def compile_decoder(model):
-    """The decoder's step as one graph (generate itself compiles for sampling only, not for beams).
+    """Compiles the decoder's step as one graph; generate itself does so for sampling only, not for beams.
 
-    Not mode="reduce-overhead": reordering beams makes new cache tensors at each step, which CUDA graphs refuse.
+    Without mode="reduce-overhead": reordering beams makes new cache tensors in each step, which CUDA graphs refuse.
     """
-    torch._dynamo.reset()  # every row anew, as it would be alone: not as a recompilation for dynamic shapes
-    torch._dynamo.config.capture_scalar_outputs = True  # else BERT's embeddings break the graph
-    model.decoder.__dict__.pop("forward", None)  # what an earlier row compiled
+    torch._dynamo.reset()  # so that a row is not compiled as a dynamic shape of the one before
+    torch._dynamo.config.capture_scalar_outputs = True  # otherwise BERT's embeddings break the graph
+    model.decoder.__dict__.pop("forward", None)  # the compiled step of an earlier row
     model.decoder.forward = torch.compile(model.decoder.forward, dynamic=False)
 
 

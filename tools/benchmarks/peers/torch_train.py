@@ -1,4 +1,4 @@
-"""transformers' EncoderDecoderModel under torch.optim.AdamW."""
+"""Training steps of transformers' EncoderDecoderModel with torch.optim.AdamW."""
 
 import harness
 import torch
@@ -10,9 +10,11 @@ def load(setting):
     torch.set_num_threads(setting["threads"])
     device = {"cpu": "cpu", "gpu": "cuda"}[setting["device"]]
     model = EncoderDecoderModel.from_pretrained(setting["directory"]).to(device).train()
-    for side in (model.encoder, model.decoder):  # what torch is compared by
+    for side in (model.encoder, model.decoder):  # the comparison is with sdpa
         if side.config._attn_implementation != "sdpa":
-            raise RuntimeError(f"attention is {side.config._attn_implementation}, not sdpa; take another transformers")
+            raise RuntimeError(
+                f"attention is {side.config._attn_implementation}, not sdpa; install another version of transformers"
+            )
     adamw = torch.optim.AdamW(model.parameters(), lr=setting["learning_rate"], weight_decay=0.01)
     run = torch.compile(model) if setting.get("compile") else model
     return run, model, adamw, setting

@@ -1,4 +1,4 @@
-"""Writes a pair of two BERTs with random weights, as torch's EncoderDecoderModel reads it.
+"""Writes a pair of two BERTs with random weights that torch's EncoderDecoderModel can load.
 
 write_pair.py DIRECTORY DTYPE SIZE    where SIZE is a JSON object: layers, hidden, heads, intermediate, vocab, positions
 """
@@ -15,7 +15,7 @@ from tools.benchmarks.peers.systems import Size
 def main(directory, dtype, size):
     bert = Size(**json.loads(size)).bert
     pair = s2s.from_encoder_decoder_configs(bert, bert, decoder_start_token_id=1, pad_token_id=0)
-    # The Flax class reads one file only; a GPU's files are small, so that they can be carried about.
+    # The Flax class reads one file only. The files for a GPU are small, so that they are easy to copy.
     shards = "50MB" if dtype == "bfloat16" else "50GB"
     s2s.save_pretrained(directory, pair, dtype=jnp.dtype(dtype), max_shard_size=shards)
 
