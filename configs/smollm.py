@@ -29,10 +29,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "groups": (
                     {"match": r"encoder\.", "name": "encoder", "learning_rate": 2e-4},
                     {"match": r"cross_attention|enc_to_dec_proj", "name": "new"},
-                    {"match": ".*", "name": "language_model", "freeze": True},
+                    {"match": r"decoder\.embeddings", "name": "tokens", "freeze": True},
+                    {"match": ".*", "name": "language_model", "learning_rate": 2e-4},
                 ),
             },
-            "num_steps": 300,
+            "num_steps": 450,
         }
     )
     config.warm_start.update({"decoder_cross_attention_every": 3, "cross_attention_init": "zero"})

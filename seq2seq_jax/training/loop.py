@@ -32,7 +32,7 @@ from seq2seq_jax.training import checkpoints
 from seq2seq_jax.training.flops import useful_flops
 from seq2seq_jax.training.groups import check_unfreezing
 from seq2seq_jax.training.metric_writer import MetricWriter
-from seq2seq_jax.training.setup import check_backend, load_examples, make_training, warm_start
+from seq2seq_jax.training.setup import check_backend, frozen_new_params, load_examples, make_training, warm_start
 from seq2seq_jax.training.state import TrainState
 from seq2seq_jax.training.step_monitor import Profiler, StepMonitor
 from seq2seq_jax.training.store import Store
@@ -124,6 +124,11 @@ class Run:
         training = make_training(config, model, params, self.num_steps, axis_name=AXIS if by_pmap else None)
         state = training.init_state(params)
         log(_size_text(state.params, training.groups.frozen))
+        if frozen := frozen_new_params(self.pretrained, training.groups):
+            log(
+                f"{len(frozen)} new parameters that no checkpoint holds are frozen and stay as they start, such as"
+                f" {frozen[0]}; train them by a group of optimizer.groups that comes before the frozen one"
+            )
         self.pretrained = self.pretrained.replace(params=None)
         if by_pmap:
             self.step = PmapStep(training.train_step, mesh.devices.flatten())

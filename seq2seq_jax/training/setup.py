@@ -35,6 +35,7 @@ from seq2seq_jax.training.optimizers import optimizer
 from seq2seq_jax.training.schedules import learning_rate
 from seq2seq_jax.training.state import TrainState, averaged_params
 from seq2seq_jax.training.step import StepConfig, make_train_step
+from seq2seq_jax.weights.params import layer_paths
 from seq2seq_jax.weights.special_tokens import with_tokens_of
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "embedding_dropout")
@@ -212,6 +213,13 @@ def make_training(
     schedule = learning_rate(config.optimizer, num_steps)
     step = make_train_step(applied, tx, schedule, step_config, groups=groups, merge=merge, frozen=model_frozen)
     return Training(config, applied, step, groups, tx, model_frozen)
+
+
+def frozen_new_params(pretrained: Pretrained, groups: ParameterGroups) -> list[str]:
+    """Paths of parameters that no checkpoint holds and that the groups freeze, layer by layer."""
+    new = {entry.name for entry in pretrained.report.of("initialised")}
+    frozen = (path for path in groups.arrays if groups.is_frozen(path))
+    return [name for path in frozen for name in layer_paths(pretrained.config, path)[0] if name in new]
 
 
 def abstract_state(training: Training, params: Any) -> TrainState:

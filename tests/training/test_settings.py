@@ -8,7 +8,8 @@ from jax.extend.core import jaxprs_in_params
 
 from seq2seq_jax.config import LossConfig, TrainConfig, from_mapping
 from seq2seq_jax.models.losses import cross_entropy
-from seq2seq_jax.training.setup import make_training, training_model
+from seq2seq_jax.training.setup import frozen_new_params, make_training, training_model
+from seq2seq_jax.weights.report import Report
 from tests.weights.checkpoints import BERT
 
 VOCAB = BERT["vocab_size"]
@@ -137,3 +138,17 @@ def test_lengths_that_kernels_take():
         ValueError, match=r"pack_target_length is 64, and batch\.length_multiple 128 does not divide it"
     ):
         config(attention_impl="splash", batch={"packing": True, "pack_source_length": 256, "pack_target_length": 64})
+
+
+def test_new_parameters_that_are_frozen_are_named(pair):
+    """Here all but the cross-attention is taken to be a checkpoint's own, which may be frozen."""
+    cross = [entry for entry in pair.report.of("initialised") if "/cross_attention/" in entry.name]
+    assert len(cross) == 16
+    warm = pair.replace(report=Report(entries=cross))
+    groups = lambda match: (
+        training(pair, optimizer={"groups": ({"match": match}, {"match": ".*", "freeze": True})}).groups
+    )
+    assert frozen_new_params(warm, groups("cross_attention")) == []
+    named = frozen_new_params(warm, groups(r"encoder\."))
+    assert sorted(named) == sorted(entry.name for entry in cross)
+    assert "decoder/layers/layers_1/cross_attention/out/kernel" in named
