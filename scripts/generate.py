@@ -172,6 +172,7 @@ def main(argv: list[str]) -> None:
 
     import jax
 
+    from seq2seq_jax.inference.text_windows import TextWindows
     from seq2seq_jax.text.files import KINDS, kind_of, text_lines
 
     file = FLAGS.input if FLAGS.input != "-" and not FLAGS.text else None

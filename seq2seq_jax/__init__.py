@@ -63,7 +63,6 @@ __all__ = [
 # What is imported when one of its names is first used, so that `import seq2seq_jax` is quick. Type checkers read the
 # same names in the block above.
 _LAZY = {
-    "data.text": ("Tokenizer", "load_tokenizer"),
     "decoding.automata": ("TokenTrie",),
     "decoding.generate": ("GenerateOutput", "generate"),
     "decoding.scoring": ("ScoreOutput", "cross_attentions", "score", "transition_scores"),
@@ -75,6 +74,7 @@ _LAZY = {
     "pretrained.resize": ("resize_token_embeddings",),
     "pretrained.saving": ("push_to_hub", "save_decoder", "save_encoder", "save_orbax", "save_pretrained"),
     "pretrained.warm_start": ("from_encoder_decoder_configs", "from_encoder_decoder_pretrained"),
+    "text.tokenizer": ("Tokenizer", "load_tokenizer"),
 }
 
 

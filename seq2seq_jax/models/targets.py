@@ -84,7 +84,7 @@ def shape_of(name: str, array: Any) -> tuple[int, ...]:
             )
         array = np.asarray(array)
     if isinstance(array, np.ndarray) and array.dtype.kind not in "biufV":  # V: bfloat16
-        raise ValueError(f"{name} holds {array.flat[0]!r}; give numbers")
+        raise ValueError(f"{name} holds {array.ravel().tolist()[0]!r}; give numbers")
     return np.shape(array)
 
 

@@ -138,11 +138,11 @@ for path, value in flat(one_step.state.params).items():
 held("pmap")
 
 store = checkpoints.open_store(WORK / "run", "loss")
-checkpoints.save(store, 5, many_step.state, many_step.state.params, "data", {"loss": 1.0}, whole=False)
+checkpoints.save(store, 5, many_step.state, None, "data", {"loss": 1.0})
 for sizes in ({"replica": 2, "data": 1, "fsdp": 4}, {"tensor": 4}, {"data": 1}):
     pair, other_mesh = steps.on_mesh(WORK / "pair", **sizes)
     like = TrainState.create(pair.params, steps.TX)
-    back = checkpoints.restore(store, 5, like, "data", whole=False)
+    back = checkpoints.restore(store, 5, like, "data", has_eval_params=False)
     assert int(back.step) == int(back.opt_state[1][0].count) == 5
     for path, shape in jax.tree_util.tree_leaves_with_path(like):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
