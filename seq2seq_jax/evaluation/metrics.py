@@ -70,6 +70,13 @@ def compute_metrics(
     return MetricResults(scores, signatures)
 
 
+def score(
+    predictions: Sequence[str], references: Sequence[str], metrics: Sequence[str], **tokenizers
+) -> dict[str, float]:
+    """`compute_metrics` without the signatures."""
+    return compute_metrics(predictions, references, metrics, **tokenizers).scores
+
+
 def check_tokenizers(metrics: Sequence[str], *, rouge_tokenizer: str = "auto", bleu_tokenize: str = "13a") -> None:
     """Raises ValueError if a tokenizer that the metrics need is unknown, or its packages are missing: before hours of
     training, not after."""

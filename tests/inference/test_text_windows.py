@@ -95,3 +95,9 @@ def test_bad_line_is_found_before_anything_is_decoded(tmp_path, content, message
 
 def test_one_line():
     assert one_line("a\nb\r\nc\u2028d\x0be") == "a b c d e"
+
+
+def test_the_former_name_still_works():
+    from seq2seq_jax.evaluation.lines import Lines
+
+    assert Lines is TextWindows
