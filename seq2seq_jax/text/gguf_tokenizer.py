@@ -63,10 +63,10 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
       ValueError: a kind of tokenizer or of splitting that is not known; a file without a tokenizer.
     """
     file = read_gguf(path)
-    said = {
+    metadata = {
         key.removeprefix("tokenizer.ggml."): v for key, v in file.metadata.items() if key.startswith("tokenizer.ggml.")
     }
-    kind, tokens = said.get("model"), said.get("tokens")
+    kind, tokens = metadata.get("model"), metadata.get("tokens")
     if not tokens:
         raise ValueError(f"{path} holds no tokenizer; give the directory of the original one")
     makers = {"gpt2": _byte_level, "llama": _sentencepiece}
@@ -75,7 +75,7 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
             f"{path}: a tokenizer of the kind {kind!r} is not read from GGUF; {' and '.join(makers)} are, others as a"
             " directory with tokenizer.json"
         )
-    ids = {name: said.get(f"{key}_token_id") for name, key in NAMED.items()}
+    ids = {name: metadata.get(f"{key}_token_id") for name, key in NAMED.items()}
     if any(i is not None and not 0 <= i < len(tokens) for i in ids.values()):
         raise ValueError(
             f"{path}: a special token of {ids} is outside the {len(tokens)} tokens; convert the model again"
@@ -83,19 +83,19 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
     named = {name: None if i is None else tokens[i] for name, i in ids.items()}
     if architecture(file).startswith("gemma") and "<mask>" in tokens:  # which metadata have no field for
         named["mask_token"] = "<mask>"
-    backend = makers[kind](file, said, named)
-    _add_tokens(backend, said, named, _alphabet() if kind == "gpt2" else None)
-    before = [named["bos_token"]] if named["bos_token"] and said.get("add_bos_token", kind == "llama") else []
-    after = [named["eos_token"]] if named["eos_token"] and said.get("add_eos_token") else []
-    _put_around(backend, before, after)
+    backend = makers[kind](file, metadata, named)
+    _add_tokens(backend, metadata, named, _alphabet() if kind == "gpt2" else None)
+    before = [named["bos_token"]] if named["bos_token"] and metadata.get("add_bos_token", kind == "llama") else []
+    after = [named["eos_token"]] if named["eos_token"] and metadata.get("add_eos_token") else []
+    _set_post_processor(backend, before, after)
     settings = {name: token for name, token in named.items() if token is not None}
     template = file.metadata.get("tokenizer.chat_template")
     return GgufTokenizer(backend, named, {**settings, **({"chat_template": template} if template else {})})
 
 
-def _byte_level(file: GgufFile, said: dict[str, Any], named: dict[str, str | None]) -> Tokenizer:
+def _byte_level(file: GgufFile, metadata: dict[str, Any], named: dict[str, str | None]) -> Tokenizer:
     """Byte-level BPE."""
-    pre = said.get("pre", "default")
+    pre = metadata.get("pre", "default")
     if pre not in WORDS:
         raise ValueError(
             f"{file.path}: tokenizer.ggml.pre {pre!r} is not known ({', '.join(WORDS)} are); give the directory of the"
@@ -104,10 +104,10 @@ def _byte_level(file: GgufFile, said: dict[str, Any], named: dict[str, str | Non
     spelling = _byte_characters()
     alphabet = set(spelling)
     vocab = {}
-    for i, token in enumerate(said["tokens"]):
+    for i, token in enumerate(metadata["tokens"]):
         vocab[token if set(token) <= alphabet else "".join(spelling[byte] for byte in token.encode())] = i
-    merges = [tuple(merge.split(" ")) for merge in said.get("merges", ())]
-    backend = _made(file, lambda: models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS))
+    merges = [tuple(merge.split(" ")) for merge in metadata.get("merges", ())]
+    backend = _make_tokenizer(file, lambda: models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS))
     words = WORDS[pre]
     if words is None:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -122,25 +122,25 @@ def _byte_level(file: GgufFile, said: dict[str, Any], named: dict[str, str | Non
     return backend
 
 
-def _sentencepiece(file: GgufFile, said: dict[str, Any], named: dict[str, str | None]) -> Tokenizer:
+def _sentencepiece(file: GgufFile, metadata: dict[str, Any], named: dict[str, str | None]) -> Tokenizer:
     """BPE of sentencepiece, whose merges follow from the vocabulary, the highest score first."""
-    gemma, tokens = architecture(file).startswith("gemma"), said["tokens"]
+    gemma, tokens = architecture(file).startswith("gemma"), metadata["tokens"]
     if gemma:  # runs of spaces are spelt out, and the order of merges is that of the ids
         tokens = ["\u2581" * len(t) if " " in t and not t.strip() else t for t in tokens]
     vocab = {token: i for i, token in enumerate(tokens)}
-    scores = [-i for i in range(len(tokens))] if gemma else said["scores"]
-    if "merges" in said:
-        merges = [tuple(merge.split(" ")) for merge in said["merges"]]
+    scores = [-i for i in range(len(tokens))] if gemma else metadata["scores"]
+    if "merges" in metadata:
+        merges = [tuple(merge.split(" ")) for merge in metadata["merges"]]
     else:
         merges = _merges(vocab, dict(zip(tokens, scores)))
     unk = {"unk_token": named["unk_token"] or "<unk>"} if gemma else {}
-    backend = _made(file, lambda: models.BPE(vocab, merges, fuse_unk=True, byte_fallback=True, **unk))
+    backend = _make_tokenizer(file, lambda: models.BPE(vocab, merges, fuse_unk=True, byte_fallback=True, **unk))
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     if gemma:
         backend.normalizer = normalizers.Replace(" ", "\u2581")
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     else:
-        first = said.get("add_space_prefix", True)
+        first = metadata.get("add_space_prefix", True)
         backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "first" if first else "never", split=False)
         steps += [decoders.Strip(" ", 1, 0)] if first else []
     backend.decoder = decoders.Sequence(steps)
@@ -162,7 +162,7 @@ def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, 
     return [merge[3:] for merge in found]
 
 
-def _made(file: GgufFile, make: Any) -> Tokenizer:
+def _make_tokenizer(file: GgufFile, make: Any) -> Tokenizer:
     try:
         return Tokenizer(make())
     except Exception as error:  # the library raises bare exceptions
@@ -170,11 +170,11 @@ def _made(file: GgufFile, make: Any) -> Tokenizer:
 
 
 def _add_tokens(
-    backend: Tokenizer, said: dict[str, Any], named: dict[str, str | None], alphabet: set[str] | None
+    backend: Tokenizer, metadata: dict[str, Any], named: dict[str, str | None], alphabet: set[str] | None
 ) -> None:
     """Adds the tokens that are never split: control tokens, which decoding leaves out, and user-defined ones."""
     vocab, added = backend.get_vocab(), {}
-    for token, kind in zip(said["tokens"], said.get("token_type", ())):
+    for token, kind in zip(metadata["tokens"], metadata.get("token_type", ())):
         # In a byte-level vocabulary a control token of other characters is a mistake of the converter.
         if kind == CONTROL and (alphabet is None or set(token) <= alphabet):
             added[token] = AddedToken(token, normalized=False, special=True)
@@ -185,7 +185,7 @@ def _add_tokens(
     backend.add_tokens(list(added.values()))
 
 
-def _put_around(backend: Tokenizer, before: list[str], after: list[str]) -> None:
+def _set_post_processor(backend: Tokenizer, before: list[str], after: list[str]) -> None:
     if before or after:
         ids = [(token, backend.token_to_id(token)) for token in {*before, *after}]
         second = [f"{token}:1" for token in before], [f"{token}:1" for token in after]

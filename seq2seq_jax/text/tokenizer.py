@@ -16,7 +16,7 @@ import tokenizers
 
 from seq2seq_jax.text import tokenizer_files
 from seq2seq_jax.text.long_texts import is_long, tokenize_long
-from seq2seq_jax.weights.files import local_directory
+from seq2seq_jax.weights.files import local_directory, read_json
 from seq2seq_jax.weights.workdir import model_directory
 
 # A pair with two tokenizers has the source's in its directory and the target's in this folder of it.
@@ -234,12 +234,12 @@ def load_tokenizer(path_or_id: str | os.PathLike, side: str = "source") -> Token
         raise ValueError(f"side {side!r}: unknown; pass one of {', '.join(map(repr, _SIDES))}")
     names = [*tokenizer_files.FILES, "config.json"]
     directory = local_directory(model_directory(path_or_id), [*names, *(f"{TARGET_FOLDER}/{name}" for name in names)])
-    model_config = tokenizer_files.read_json(directory / "config.json")
+    model_config = read_json(directory / "config.json", optional=True)
     part = "encoder"  # also for a target without its own folder, as in torch
     if side == "target" and (directory / TARGET_FOLDER).is_dir():
         directory = directory / TARGET_FOLDER
         part = "decoder"
-        model_config = tokenizer_files.read_json(directory / "config.json") or model_config
+        model_config = read_json(directory / "config.json", optional=True) or model_config
     if model_config.get("model_type") in ("encoder-decoder", "encoder_decoder"):
         model_config = model_config.get(part, {})
 

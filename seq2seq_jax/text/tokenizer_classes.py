@@ -16,7 +16,7 @@ Settings = Mapping[str, Any]  # what tokenizer_config.json and special_tokens_ma
 
 WORD_PIECE, BPE = "WordPiece", "BPE"
 VOCAB_TXT, MERGES = ("vocab.txt",), ("vocab.json", "merges.txt")
-AS_FILED = "PreTrainedTokenizerFast"  # the class that takes a tokenizer.json as it is
+GENERIC_CLASS = "PreTrainedTokenizerFast"  # the class that takes a tokenizer.json as it is
 
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

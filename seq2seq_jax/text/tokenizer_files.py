@@ -14,10 +14,10 @@ from seq2seq_jax.config.validation import first_line
 from seq2seq_jax.text.gguf_tokenizer import read_gguf_tokenizer
 from seq2seq_jax.text.older_layouts import SENTENCEPIECE, convert
 from seq2seq_jax.text.tokenizer_classes import (
-    AS_FILED,
     BPE,
     BUILT,
     CLS_SEP,
+    GENERIC_CLASS,
     MERGES,
     TOKENS,
     VOCAB_TXT,
@@ -26,7 +26,7 @@ from seq2seq_jax.text.tokenizer_classes import (
     class_of,
     is_built,
 )
-from seq2seq_jax.weights.files import write_json
+from seq2seq_jax.weights.files import read_json, write_json
 from seq2seq_jax.weights.gguf_files import find_gguf
 
 CONFIG = "tokenizer_config.json"
@@ -73,14 +73,14 @@ def read_tokenizer(directory: Path, model_config: dict[str, Any], side: str = "s
     gguf = None if present else find_gguf(directory)
     if gguf is not None:
         backend, named, settings = read_gguf_tokenizer(gguf)
-        config = {**settings, "tokenizer_class": AS_FILED}
+        config = {**settings, "tokenizer_class": GENERIC_CLASS}
         return TokenizerParts(backend, {**dict.fromkeys(NAMED), **named}, settings, {CONFIG: config})
     if not present & {"tokenizer.json", "vocab.json", *VOCAB_TXT, *SENTENCEPIECE}:
         raise FileNotFoundError(
             f"{directory}: no tokenizer files; looked for tokenizer.json, vocab.txt, vocab.json + merges.txt, "
             f"{', '.join(SENTENCEPIECE)} and one .gguf file; pass the directory that holds one of these"
         )
-    config = read_json(directory / CONFIG)
+    config = read_json(directory / CONFIG, optional=True)
     class_name = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     model_type = model_config.get("model_type")
     name = class_of(class_name, model_type)
@@ -92,7 +92,7 @@ def read_tokenizer(directory: Path, model_config: dict[str, Any], side: str = "s
             needed = convert(directory, model_config, output, class_name)
             # Settings that transformers does not save, such as LLaMA's "legacy", but its classes read.
             kept = {key: value for key, value in config.items() if key != "added_tokens_decoder"}
-            write_json(output / CONFIG, {**kept, **read_json(output / CONFIG)})
+            write_json(output / CONFIG, {**kept, **read_json(output / CONFIG, optional=True)})
             parts = _read(output, class_name, model_type, side)
         return parts._replace(files={**parts.files, **{path.name: path.read_bytes() for path in needed}})
     if "vocab.txt" in present:
@@ -105,37 +105,39 @@ def read_tokenizer(directory: Path, model_config: dict[str, Any], side: str = "s
 
 def _read(directory: Path, class_name: str | None, model_type: str | None, side: str) -> TokenizerParts:
     """The tokenizer of a tokenizer.json, or of a class of `BUILT`."""
-    config = read_json(directory / CONFIG)
-    special_tokens_map = read_json(directory / SPECIAL_TOKENS)
-    filed, whole = _read_tokenizer_json(directory / "tokenizer.json")
+    config = read_json(directory / CONFIG, optional=True)
+    special_tokens_map = read_json(directory / SPECIAL_TOKENS, optional=True)
+    tokenizer_json, json_tokenizer = _read_tokenizer_json(directory / "tokenizer.json")
     name = class_of(class_name, model_type)
-    built = BUILT[name] if is_built(name, model_type, bool(filed)) else None
+    built = BUILT[name] if is_built(name, model_type, bool(tokenizer_json)) else None
 
     # What the directory says elsewhere goes into the config, so that it is saved with the tokenizer.
-    config = {**config, "tokenizer_class": class_name or (f"{name}Tokenizer" if built else AS_FILED)}
-    if filed.get("truncation"):
-        config.setdefault("truncation_side", filed["truncation"].get("direction", "Right").lower())
-    if filed.get("padding"):
-        config.setdefault("padding_side", filed["padding"].get("direction", "Right").lower())
+    config = {**config, "tokenizer_class": class_name or (f"{name}Tokenizer" if built else GENERIC_CLASS)}
+    if tokenizer_json.get("truncation"):
+        config.setdefault("truncation_side", tokenizer_json["truncation"].get("direction", "Right").lower())
+    if tokenizer_json.get("padding"):
+        config.setdefault("padding_side", tokenizer_json["padding"].get("direction", "Right").lower())
         if built is None:
-            config.setdefault("pad_token", filed["padding"]["pad_token"])
+            config.setdefault("pad_token", tokenizer_json["padding"]["pad_token"])
     # added_tokens_decoder came with the newer layout, in which special_tokens_map.json is only a copy.
     settings = config if "added_tokens_decoder" in config else {**config, **special_tokens_map}
 
     defaults = built.tokens if built else TOKENS.get(name, {})
     if built is None:
-        defaults = {key: token for key, token in defaults.items() if whole.token_to_id(token) is not None}
+        defaults = {key: token for key, token in defaults.items() if json_tokenizer.token_to_id(token) is not None}
     values = {**defaults, **{key: value for key, value in settings.items() if _is_named_token(key, value)}}
     if built:
         values = {key: _flagged(value, built.flags.get(key)) for key, value in values.items()}
-    elif not class_name:  # AS_FILED has no names of its own
+    elif not class_name:  # GENERIC_CLASS has no names of its own
         config.update({key: token for key, token in defaults.items() if key not in settings})
     files = {CONFIG: config, SPECIAL_TOKENS: special_tokens_map} if special_tokens_map else {CONFIG: config}
     named = {key: _content(values.get(key)) for key in NAMED}
-    backend = whole if built is None else _build(directory, name, built, filed, settings, named)
-    _add_tokens(backend, _declared_tokens(directory, config, settings, filed), values, _extra_tokens(config, settings))
+    backend = json_tokenizer if built is None else _build(directory, name, built, tokenizer_json, settings, named)
+    _add_tokens(
+        backend, _declared_tokens(directory, config, settings, tokenizer_json), values, _extra_tokens(config, settings)
+    )
     if built:
-        _surround(backend, built, settings, named, whole)
+        _set_post_processor(backend, built, settings, named, json_tokenizer)
     elif name in CLS_SEP and not backend.num_special_tokens_to_add(False):
         cls, sep = named["cls_token"], named["sep_token"]
         _set_template(backend, [cls, "$A", sep], [cls, "$A", sep, "$B:1", f"{sep}:1"])
@@ -164,25 +166,12 @@ def plain_strings(directory: Path, model_config: dict[str, Any], size: int) -> d
     return {plain(token): i for token, i in sorted(ids.items(), key=lambda item: -item[1])}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is no such file; ValueError where it holds anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); fetch or write the file again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a JSON {type(value).__name__}, not an object; fetch or write the file again")
-    return value
-
-
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, Any], Tokenizer | None]:
-    filed = read_json(path)
+    tokenizer_json = read_json(path, optional=True)
     if not path.is_file():
-        return filed, None
+        return tokenizer_json, None
     try:
-        return filed, Tokenizer.from_file(str(path))
+        return tokenizer_json, Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare exceptions
         raise ValueError(f"{path}: not a tokenizer ({first_line(error)}); fetch or save the file again") from error
 
@@ -191,7 +180,7 @@ def _build(
     directory: Path,
     name: str,
     built: BuiltClass,
-    filed: dict[str, Any],
+    tokenizer_json: dict[str, Any],
     settings: dict[str, Any],
     named: Mapping[str, str | None],
 ) -> Tokenizer:
@@ -199,7 +188,9 @@ def _build(
     for key in built.required:
         if not named[key]:
             raise ValueError(f"{directory}: {key} is {named[key]!r} in {CONFIG}; a {name} tokenizer needs one, name it")
-    vocab, merges = (_filed_vocabulary if filed else _older_vocabulary)(directory, name, built, filed)
+    vocab, merges = (_vocabulary_from_json if tokenizer_json else _vocabulary_from_files)(
+        directory, name, built, tokenizer_json
+    )
     try:
         if built.model == WORD_PIECE:
             backend = Tokenizer(models.WordPiece(vocab, unk_token=named["unk_token"]))
@@ -219,7 +210,7 @@ def _build(
 Vocabulary = tuple[dict[str, int], list[tuple[str, str]]]  # ids of tokens, and merges
 
 
-def _older_vocabulary(directory: Path, name: str, built: BuiltClass, _: dict[str, Any]) -> Vocabulary:
+def _vocabulary_from_files(directory: Path, name: str, built: BuiltClass, _: dict[str, Any]) -> Vocabulary:
     """From vocab.txt, or from vocab.json and merges.txt."""
     missing = [file for file in built.files if not (directory / file).is_file()]
     if missing:
@@ -236,37 +227,37 @@ def _older_vocabulary(directory: Path, name: str, built: BuiltClass, _: dict[str
         raise ValueError(f"{' + '.join(paths)}: not readable ({first_line(error)}); fetch the files again") from error
 
 
-def _filed_vocabulary(directory: Path, name: str, built: BuiltClass, filed: dict[str, Any]) -> Vocabulary:
+def _vocabulary_from_json(directory: Path, name: str, built: BuiltClass, tokenizer_json: dict[str, Any]) -> Vocabulary:
     """From tokenizer.json."""
-    model = filed["model"]
+    model = tokenizer_json["model"]
     found = model.get("type") or (BPE if "merges" in model else WORD_PIECE)  # old files name no type
     if found != built.model:
         raise ValueError(
             f"{directory / 'tokenizer.json'}: a {found} model, but its class is of the {name} kind ({built.model}); "
-            f"set tokenizer_class in {CONFIG} to '{AS_FILED}' to take the file as it is"
+            f"set tokenizer_class in {CONFIG} to '{GENERIC_CLASS}' to take the file as it is"
         )
     return model["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in model.get("merges", ())]
 
 
-def _surround(
+def _set_post_processor(
     backend: Tokenizer,
     built: BuiltClass,
     settings: dict[str, Any],
     named: Mapping[str, str | None],
-    whole: Tokenizer | None,
+    json_tokenizer: Tokenizer | None,
 ) -> None:
     """Sets what is put around a text, such as [CLS] and [SEP]."""
-    if built.template is None and whole is not None and whole.post_processor is not None:
-        backend.post_processor = whole.post_processor
+    if built.template is None and json_tokenizer is not None and json_tokenizer.post_processor is not None:
+        backend.post_processor = json_tokenizer.post_processor
         return
     names = {key.removesuffix("_token"): token for key, token in named.items()}
     if built.template is not None:
         single, second = (part.format(**names).split() for part in (built.template, built.template_second))
     else:
         # AutoTokenizer ignores these two settings where there is a tokenizer.json.
-        asked = settings if whole is None else {}
-        before = [names["bos"]] if asked.get("add_bos_token") and names["bos"] else []
-        after = [names["eos"]] if asked.get("add_eos_token") and names["eos"] else []
+        options = settings if json_tokenizer is None else {}
+        before = [names["bos"]] if options.get("add_bos_token") and names["bos"] else []
+        after = [names["eos"]] if options.get("add_eos_token") and names["eos"] else []
         single = [*before, "$A", *after]
         second = [*(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]
     _set_template(backend, single, [*single, *second])
@@ -293,10 +284,10 @@ def _set_language(
     template = json.loads(backend.post_processor.__getstate__())
     if template["type"] != "TemplateProcessing":
         return
-    filed = template["special_tokens"].keys() - set(named.values())
+    saved_tokens = template["special_tokens"].keys() - set(named.values())
     spellings = (language, f"__{language}__")  # the latter is PLBart's
     code = next((token for token in spellings if backend.token_to_id(token) is not None), None)
-    if filed and code is None:
+    if saved_tokens and code is None:
         raise ValueError(
             f"{directory}: the {side} language {language!r} is no token; correct src_lang or tgt_lang in {CONFIG}"
         )
@@ -305,15 +296,15 @@ def _set_language(
         shown = []
         for part in template[key]:
             ((kind, value),) = part.items()
-            text = f"${value['id']}" if kind == "Sequence" else code if value["id"] in filed else value["id"]
+            text = f"${value['id']}" if kind == "Sequence" else code if value["id"] in saved_tokens else value["id"]
             shown.append(f"{text}:{value['type_id']}")
         return shown
 
-    if filed:
+    if saved_tokens:
         _set_template(backend, parts("single"), parts("pair"))
 
 
-def _declared_tokens(directory: Path, config: dict, settings: dict, filed: dict) -> list[AddedToken]:
+def _declared_tokens(directory: Path, config: dict, settings: dict, saved_tokens: dict) -> list[AddedToken]:
     """The added tokens that the files list, in the order of their ids."""
     if "added_tokens_decoder" in config:
         listed = {int(index): _added_token(token) for index, token in config["added_tokens_decoder"].items()}
@@ -322,9 +313,9 @@ def _declared_tokens(directory: Path, config: dict, settings: dict, filed: dict)
         special |= {_content(value) for value in _extra_tokens(config, {})}
         listed = {
             index: AddedToken(content, normalized=content not in special, special=content in special)
-            for content, index in read_json(directory / "added_tokens.json").items()
+            for content, index in read_json(directory / "added_tokens.json", optional=True).items()
         }
-        listed |= {token["id"]: _added_token(token) for token in filed.get("added_tokens", ())}
+        listed |= {token["id"]: _added_token(token) for token in saved_tokens.get("added_tokens", ())}
     return [listed[index] for index in sorted(listed)]
 
 

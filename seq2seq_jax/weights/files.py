@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from seq2seq_jax.config.validation import first_line
 from seq2seq_jax.weights.soundness import unfit_dtype
 from seq2seq_jax.weights.state_dicts import flat_tensors, modern_names
 
@@ -75,16 +76,20 @@ def hub_reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; errors name the file."""
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """A JSON object from a file; errors name the file. optional: {} where there is no such file."""
     if not path.is_file():
+        if optional:
+            return {}
         raise FileNotFoundError(f"{path} is missing; a checkpoint directory needs it")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is no valid JSON (line {error.lineno}: {error.msg}); fetch or write it again"
-        ) from None
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise ValueError(f"{path} is no valid JSON ({place}); fetch or write it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object; fetch or write it again")
+    return value
 
 
 class Checkpoint:

@@ -263,10 +263,10 @@ def test_sides(tmp_path):
     [
         ({}, FileNotFoundError, "no tokenizer files; looked for tokenizer.json, vocab.txt, vocab.json"),
         ({"config.json": "{}"}, FileNotFoundError, "no tokenizer files"),
-        ({"tokenizer.json": '{"version": 1'}, ValueError, "tokenizer.json: not valid JSON"),
+        ({"tokenizer.json": '{"version": 1'}, ValueError, "tokenizer.json is no valid JSON"),
         ({"tokenizer.json": '{"version": "1.0"}'}, ValueError, "tokenizer.json: not a tokenizer"),
         ({"tokenizer.json": "[1]"}, ValueError, "holds a JSON list"),
-        ({"vocab.txt": "[PAD]\n", "tokenizer_config.json": "{"}, ValueError, "tokenizer_config.json: not valid JSON"),
+        ({"vocab.txt": "[PAD]\n", "tokenizer_config.json": "{"}, ValueError, "tokenizer_config.json is no valid JSON"),
         ({"vocab.json": "{}", "merges.txt": ""}, ValueError, "unknown tokenizer kind for merges.txt, vocab.json; name"),
         ({"vocab.json": "{}", "config.json": '{"model_type": "gpt2"}'}, FileNotFoundError, "no merges.txt"),
         ({"vocab.txt": "a", "config.json": '{"model_type": "gpt2"}'}, FileNotFoundError, "no vocab.json"),
