@@ -50,7 +50,9 @@ def longer_with_the_row(context):
     return jnp.broadcast_to(context.length >= 4 + context.row[:, None], context.sequences.shape[:2])
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=["greedy", "beam"])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"num_beams": 2}, marks=pytest.mark.slow)], ids=["greedy", "beam"]
+)
 def test_plain_functions(pair, settings):
     odd = run(pair, processors=[only_odd], **settings)
     np.testing.assert_array_equal(odd, run(pair, processors=[jax.tree_util.Partial(only_odd)], **settings))

@@ -34,7 +34,7 @@ def test_fields_without_effect_and_files_pass(tmp_path):
     assert pair.config.encoder.source["classifier_dropout"] is None
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**BERT, "field_of_its_own": 1}))
-    for config in (file, str(file), from_encoder_decoder_configs(file, GPT2).config.encoder):
+    for config in (str(file), from_encoder_decoder_configs(file, GPT2).config.encoder):
         assert from_encoder_decoder_configs(config, GPT2).config.encoder.source["field_of_its_own"] == 1
 
 

@@ -1,5 +1,6 @@
 """What a person meets at the scripts' edges: help, one line for a mistake, exit codes, and lines in place of bars."""
 
+import functools
 import os
 import re
 import signal
@@ -117,7 +118,9 @@ def test_exit_codes(body, code, text):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(number, code):
-    process = start("-c", MAIN.format(body="print('here', flush=True); time.sleep(60)"), cwd=ROOT)
+    # A shell's background jobs ignore SIGINT, and their children would.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start("-c", MAIN.format(body="print('here', flush=True); time.sleep(60)"), cwd=ROOT, preexec_fn=heed)
     assert process.stdout.readline() == "here\n"
     process.send_signal(number)
     begin = time.monotonic()

@@ -200,10 +200,11 @@ def test_the_batch_is_the_runs(traced, batch):
     assert described(traced[0][0]) == described(run)
 
 
+FLOAT32 = pytest.param("float32", set(), marks=pytest.mark.slow)
 FLOAT16 = pytest.param("float16", {"f16"}, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("dtype, short", [("float32", set()), ("bfloat16", {"bf16"}), FLOAT16])
+@pytest.mark.parametrize("dtype, short", [FLOAT32, ("bfloat16", {"bf16"}), FLOAT16])
 def test_the_step_has_the_configs_dtype(traced, dtype, short):
     assert dry_trained(config_of(dtype=dtype)).dtype == dtype
     assert set(re.findall(r"\b(b?f16)\[", traced[0][1])) == short
